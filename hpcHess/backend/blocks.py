@@ -1,0 +1,36 @@
+"""Ragged batches of matrices in one flat buffer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Blocks:
+    """b matrices of shapes rows[i] × cols[i], each row-major, one after another in `data`.
+
+    `data` [offsets[-1]] is an array of the backend; `rows`, `cols` [b] and `offsets` [b + 1] are int64 host arrays.
+    """
+
+    data: object
+    rows: np.ndarray
+    cols: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def shaped(cls, data, rows, cols):
+        """Blocks over `data`, or zeros made by `data(n)` when it is callable (the total size is its argument)."""
+        rows, cols = np.asarray(rows, np.int64), np.asarray(cols, np.int64)
+        offsets = np.concatenate([[0], np.cumsum(rows * cols)]).astype(np.int64)
+        return cls(data(int(offsets[-1])) if callable(data) else data, rows, cols, offsets)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        """Block i as a view [rows[i], cols[i]]."""
+        return self.data[self.offsets[i] : self.offsets[i + 1]].reshape(self.rows[i], self.cols[i])
+
+    @property
+    def dtype(self):
+        return self.data.dtype

@@ -1,0 +1,1 @@
+"""Collective agreement, ownership, exchanges, shared windows, random numbers by global index."""

@@ -1,0 +1,26 @@
+"""Who owns which rows and which tree nodes."""
+
+import numpy as np
+
+
+def row_starts(n_rows, n_ranks):
+    """First rows of the contiguous pieces of PETSc's default layout, int64 [n_ranks + 1]."""
+    ranks = np.arange(n_ranks + 1, dtype=np.int64)
+    return ranks * (n_rows // n_ranks) + np.minimum(ranks, n_rows % n_ranks)
+
+
+def node_owners(level, depth, n_ranks):
+    """Owner of every node of `level`, int64 [2^level], not decreasing.
+
+    With the cut level c = min(depth, ⌈log₂P⌉ + 2), node i of level ℓ belongs to rank ⌊(i >> max(0, ℓ−c))·P / 2^min(ℓ,c)⌋:
+    whole subtrees below the cut for any P (imbalance at most 1.12), and the top levels shrink to fewer ranks.
+    A left child belongs to its parent's owner.
+    """
+    cut = min(depth, int(np.ceil(np.log2(n_ranks))) + 2)
+    nodes = np.arange(1 << level, dtype=np.int64)
+    return (nodes >> max(0, level - cut)) * n_ranks >> min(level, cut)
+
+
+def node_starts(level, depth, n_ranks):
+    """First node of `level` of each rank, int64 [n_ranks + 1]: rank r owns nodes starts[r] … starts[r+1] − 1."""
+    return np.searchsorted(node_owners(level, depth, n_ranks), np.arange(n_ranks + 1)).astype(np.int64)

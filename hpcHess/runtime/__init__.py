@@ -1,0 +1,1 @@
+"""Errors, driver sessions, job files, progress, timing."""
