@@ -1,0 +1,33 @@
+"""Random numbers determined by seed, stream name, global row and column alone, hence independent of the number of ranks."""
+
+import zlib
+
+import numpy as np
+
+_CHUNK = 1 << 16
+
+
+def gaussian_rows(seed, stream, lo, hi, columns, dtype=np.float32):
+    """Rows lo … hi − 1 of a standard normal matrix, [hi − lo, len(columns)].
+
+    `stream` names the matrix, `columns` (a range) its columns. Entry (i, j) comes from Philox (Salmon and others, SC 2011)
+    with key (seed, stream) and counter (row chunk, column); drawn in float32, so float64 holds the same numbers. Not collective.
+    """
+    result = np.empty((len(columns), hi - lo), dtype)
+    key = np.array([seed, zlib.crc32(stream.encode())], np.uint64)
+    for chunk in range(lo // _CHUNK, -(-hi // _CHUNK)):
+        first = chunk * _CHUNK
+        a, b = max(lo, first), min(hi, first + _CHUNK)
+        for at, column in enumerate(columns):
+            bits = np.random.Philox(key=key, counter=np.array([0, chunk, column, 0], np.uint64))
+            result[at, a - lo : b - lo] = np.random.Generator(bits).standard_normal(b - first, np.float32)[a - first :]
+    return result.T
+
+
+def scramble(indices, seed):
+    """A pseudo-random uint64 for each index (splitmix64, Steele and others, OOPSLA 2014): sampling by index, whoever owns it."""
+    with np.errstate(over="ignore"):
+        x = np.asarray(indices).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed * 2 + 1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
