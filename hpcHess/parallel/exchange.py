@@ -4,6 +4,7 @@ A distributed multivector [n, k] lies in contiguous row pieces: rank r holds row
 """
 
 import numpy as np
+from mpi4py import MPI
 
 _MESSAGE = 1 << 28  # numbers in one message at most, far from MPI's int32 counts
 
@@ -46,7 +47,7 @@ def _alltoall(comm, rows, send_counts, receive_counts):
     trailing = rows.shape[1:]
     width = int(np.prod(trailing, dtype=np.int64))
     received = np.empty((int(receive_counts.sum()), *trailing), rows.dtype)
-    largest = comm.allreduce(int(max(send_counts.sum(), receive_counts.sum())) * width, max_op())
+    largest = comm.allreduce(int(max(send_counts.sum(), receive_counts.sum())) * width, MPI.MAX)
     if largest >= _MESSAGE and width > 1:
         half = width // 2
         flat, into = rows.reshape(len(rows), width), received.reshape(len(received), width)
@@ -59,13 +60,6 @@ def _alltoall(comm, rows, send_counts, receive_counts):
         [received, receive_counts * width, displacement(receive_counts)],
     )
     return received
-
-
-def max_op():
-    """MPI.MAX, imported late so that this module needs no MPI at import."""
-    from mpi4py import MPI
-
-    return MPI.MAX
 
 
 def repartition(comm, rows, source_starts, target_starts):

@@ -1,0 +1,1 @@
+"""Skeletons: sketches of the far field, interpolative decompositions, level by level."""
