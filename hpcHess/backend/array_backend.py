@@ -1,0 +1,60 @@
+"""Batched kernels in terms of an array namespace; NumPy and CuPy run this same code."""
+
+import numpy as np
+
+from hpcHess.backend.elimination import eliminate
+from hpcHess.backend.interpolate import interpolate
+
+
+class ArrayBackend:
+    """The kernels of a level on arrays of the namespace `xp`.
+
+    Index and offset arguments are int64 host arrays; matrices and multivectors are arrays of `xp`, float32 or float64.
+    The loops over blocks in this class (and in the two modules it calls) are the only ones of the program.
+    """
+
+    def __init__(self, name, xp):
+        self.name = name
+        self.xp = xp
+
+    def __repr__(self):
+        return f"<backend {self.name}>"
+
+    def asarray(self, a, dtype=None):
+        """`a` (host or device) as an array of this backend."""
+        return self.xp.asarray(a, dtype=dtype)
+
+    def to_host(self, a):
+        """`a` as a NumPy array."""
+        return np.asarray(a)
+
+    def synchronize(self):
+        """Wait until the device has finished (nothing on a host)."""
+
+    def multiply(self, A, X, x_starts, Y, y_starts, transpose=False, alpha=1.0):
+        """Y[y_starts[i] : …] += alpha op(A_i) X[x_starts[i] : …] for every block i, in place, in the type of X.
+
+        X [n, k] and Y [n', k] are C-contiguous and of one type, A: Blocks of any float type; op is the transpose when
+        `transpose`. Blocks may share rows of Y: contributions are added in block order.
+        """
+        for i in range(len(A)):
+            block = A[i].T if transpose else A[i]
+            rows, cols = block.shape
+            if rows and cols:
+                x, y = int(x_starts[i]), int(y_starts[i])
+                Y[y : y + rows] += alpha * (block.astype(X.dtype, copy=False) @ X[x : x + cols])
+
+    def place(self, target, source, blocks, row0, col0, transpose=False):
+        """target[blocks[i]][row0[i] :, col0[i] :] = source_i, or its transpose, in place."""
+        for i in range(len(source)):
+            block = source[i].T if transpose else source[i]
+            row, col = int(row0[i]), int(col0[i])
+            target[int(blocks[i])][row : row + block.shape[0], col : col + block.shape[1]] = block
+
+    def interpolate(self, R, starts, tolerance, max_rank=None):
+        """Row interpolative decomposition of every piece R[starts[i] : starts[i + 1]]: see `backend.interpolate`."""
+        return interpolate(self.xp, R, starts, tolerance, max_rank)
+
+    def eliminate(self, A, order, T, delay=True):
+        """Interpolative elimination of every symmetric block of A: see `backend.elimination`."""
+        return eliminate(self, A, order, T, delay)
