@@ -25,7 +25,7 @@ class PairBlocks:
     """
 
     def __init__(self, comm, pairs, owned, counts):
-        self.pairs = pairs
+        self.pairs, self.owned = pairs, owned
         self.first, self.last = np.searchsorted(pairs[:, 0], owned[comm.rank : comm.rank + 2])
         self.own = pairs[self.first : self.last]
         self.halo = Halo(comm, pairs, owned, counts)
@@ -37,19 +37,19 @@ class PairBlocks:
         """Install the flat buffer of the own blocks."""
         self.blocks = Blocks.shaped(data, self.rows, self.cols)
 
-    def multiply(self, backend, X, Y):
-        """Y += Σ over pairs (B X_β to α, and Bᵀ X_α to β when α ≠ β), in place; rows are this rank's nodes. Collective."""
+    def multiply(self, backend, X, Y, alpha=1.0):
+        """Y += alpha·Σ over pairs (B X_β to α, and Bᵀ X_α to β when α ≠ β), in place; rows are this rank's nodes. Collective."""
         halo, k = self.halo, X.shape[1]
         if not halo.empty:
             X = backend.xp.concatenate([X, backend.asarray(halo.fetch(backend.to_host(X)))])
             extra = backend.xp.zeros((halo.n_extended - halo.n_own, k), Y.dtype)
             own, Y = Y, backend.xp.concatenate([Y, extra])
         off = np.flatnonzero(self.own[:, 0] != self.own[:, 1])
-        backend.multiply(self.blocks, X, self.col_at, Y, self.row_at)
+        backend.multiply(self.blocks, X, self.col_at, Y, self.row_at, alpha=alpha)
         if len(off) == len(self.own):
-            backend.multiply(self.blocks, X, self.row_at, Y, self.col_at, transpose=True)
+            backend.multiply(self.blocks, X, self.row_at, Y, self.col_at, transpose=True, alpha=alpha)
         elif len(off):
-            backend.multiply(select(backend, self.blocks, off), X, self.row_at[off], Y, self.col_at[off], transpose=True)
+            backend.multiply(select(backend, self.blocks, off), X, self.row_at[off], Y, self.col_at[off], transpose=True, alpha=alpha)
         if not halo.empty:
             total = backend.to_host(Y[: halo.n_own])
             halo.accumulate(total, backend.to_host(Y[halo.n_own :]))

@@ -35,11 +35,9 @@ class Sketch:
         for a in range(0, n_more, width):
             b = min(n_more, a + width)
             columns = range(self.n_columns + a, self.n_columns + b)
-            V = np.zeros((n_params, b - a), operator.dtype, order="F")
             whole = gaussian_rows(self.seed, self.stream, 0, n_params, columns, operator.dtype)
-            V[operator.alive] = whole[operator.alive]
             omega[:, a:b] = whole[self.rows]
-            Y[:, a:b] = reduce_rows(operator.comm, operator.partial_matmat(V)[self.permutation], self.starts)
+            Y[:, a:b] = reduce_rows(operator.comm, operator.partial_matmat(whole)[self.permutation], self.starts)
             advance(b - a)
         self.omega, self.Y = np.concatenate([self.omega, omega], axis=1), np.concatenate([self.Y, Y], axis=1)
         return omega, Y

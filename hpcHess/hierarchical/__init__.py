@@ -1,0 +1,1 @@
+"""Hierarchical matrices: level arrays, products, Woodbury factors, error estimates, compression, reading and writing."""

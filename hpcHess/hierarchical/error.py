@@ -1,0 +1,115 @@
+"""What was reached: the Frobenius error from fresh probes with its interval, spectral norms by subspace iteration."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.stats import chi2
+
+from hpcHess.hierarchical.evaluate import multiply_tree_rows
+from hpcHess.parallel.exchange import gather_rows, reduce_rows
+from hpcHess.parallel.random import gaussian_rows
+from hpcHess.skeleton.sketch import Sketch
+
+CONFIDENCE = 0.95
+
+
+@dataclass
+class ErrorEstimate:
+    """‖H̃ − H‖_F / ‖H‖_F: `value` and the two-sided interval `low` … `high` at `confidence`, from `probes` Gaussian vectors."""
+
+    value: float
+    low: float
+    high: float
+    probes: int
+    confidence: float = CONFIDENCE
+
+    def as_dict(self):
+        """Plain numbers for the report."""
+        return asdict(self)
+
+
+def exact_probes(operator, matrix_rows, permutation, n_probes, seed):
+    """(G, HG) in tree rows [n_local, n_probes] for Gaussian G that no sketch has seen. Collective."""
+    return Sketch(operator, permutation, matrix_rows, seed, "verify").extend(n_probes)
+
+
+def frobenius_interval(squares, confidence=CONFIDENCE):
+    """(value, low, high) of ‖E‖_F from squares[j] = ‖E g_j‖², g_j standard normal.
+
+    E‖Eg‖² = ‖E‖_F² and ‖Eg‖² = Σ σ_i² χ²_1, approximated by a scaled χ²_ν (Satterthwaite 1946), ν = 2 mean² / variance with
+    the upper 95 % limit of the sample variance in place of the variance, and ν ≥ 1 (rank one): wide where few directions dominate.
+    """
+    q, mean = len(squares), float(np.mean(squares))
+    if mean == 0.0:
+        return 0.0, 0.0, 0.0
+    variance = float(np.var(squares, ddof=1)) * (q - 1) / chi2.ppf(0.05, q - 1)
+    freedom = q * max(1.0, 2 * mean**2 / variance if variance > 0 else np.inf)
+    freedom = min(freedom, 1e9)
+    tail = (1 - confidence) / 2
+    low, high = mean * freedom / chi2.ppf(1 - tail, freedom), mean * freedom / chi2.ppf(tail, freedom)
+    return np.sqrt(mean), np.sqrt(low), np.sqrt(high)
+
+
+def estimate_error(matrix, norm, G, HG):
+    """ErrorEstimate and ‖H‖_F from exact products HG in tree rows. Collective.
+
+    `norm` = ‖H̃‖_F exactly; ‖H‖_F² = ‖H̃‖_F² + E[2⟨H̃g, (H−H̃)g⟩ + ‖(H−H̃)g‖²], whose sampling error is of the order of the error itself.
+    """
+    comm, backend = matrix.comm, matrix.backend
+    approximate = backend.to_host(multiply_tree_rows(matrix, backend.asarray(np.ascontiguousarray(G)))).astype(np.float64)
+    difference = HG.astype(np.float64) - approximate
+    squares = comm.allreduce(np.einsum("ij,ij->j", difference, difference))
+    shifts = squares + 2 * comm.allreduce(np.einsum("ij,ij->j", approximate, difference))
+    q = len(squares)
+    spread = float(np.std(shifts, ddof=1)) / np.sqrt(q)
+    exact = np.sqrt(max(0.0, norm**2 + float(np.mean(shifts))))
+    lower, upper = np.sqrt(max(0.0, exact**2 - 2 * spread)), np.sqrt(exact**2 + 2 * spread)
+    value, low, high = frobenius_interval(squares)
+    ratio = lambda a, b: float(a / b) if b > 0 else (0.0 if a == 0 else float("inf"))  # noqa: E731
+    return ErrorEstimate(ratio(value, exact), ratio(low, upper), ratio(high, lower), q), float(exact)
+
+
+def spectral_norm(apply, comm, start, iterations, rtol=1e-4):
+    """Largest |eigenvalue| of a symmetric operator on distributed rows, from below, by subspace iteration with Rayleigh–Ritz.
+
+    `apply(W [n_local, k])`; `start` [n_local, k] the first subspace. Stops after `iterations` products or when the value
+    settles to rtol. Halko, Martinsson & Tropp, SIAM Review 2011, §4.5. Collective.
+    """
+    value, W = 0.0, start.astype(np.float64)
+    for _ in range(iterations):
+        gram, basis = np.linalg.eigh(comm.allreduce(W.T @ W))
+        keep = gram > 1e-12 * max(gram[-1], 0.0)
+        if not keep.any() or gram[-1] == 0.0:
+            return 0.0
+        W = apply(W @ (basis[:, keep] / np.sqrt(gram[keep])))
+        previous, value = value, float(np.sqrt(np.linalg.eigvalsh(comm.allreduce(W.T @ W))[-1]))
+        if abs(value - previous) <= rtol * value:
+            break
+    return value
+
+
+def largest_eigenvalue(matrix, seed=0, columns=8, iterations=60):
+    """λ_max(H̃) in absolute value. Collective."""
+    backend = matrix.backend
+    rows = matrix.tree.permutation[slice(*matrix.tree_rows(matrix.leaf_rows))]
+    start = gaussian_rows(seed, "lambda_max", 0, matrix.n_params, range(min(columns, max(1, matrix.n_alive))), np.float64)[rows]
+
+    def apply(W):
+        return backend.to_host(multiply_tree_rows(matrix, backend.asarray(np.ascontiguousarray(W))))
+
+    return spectral_norm(apply, matrix.comm, start, iterations, 1e-6)
+
+
+def spectral_error(matrix, operator, G, HG, columns=8, products=4):
+    """‖H̃ − H‖₂ from below, by subspace iteration started at the error's image of the probes. Collective."""
+    comm, backend, lo_hi = matrix.comm, matrix.backend, slice(*matrix.tree_rows(matrix.leaf_rows))
+
+    def apply(W):
+        whole = np.zeros((matrix.n_params, W.shape[1]), operator.dtype)
+        whole[matrix.tree.permutation] = gather_rows(comm, np.ascontiguousarray(W, operator.dtype), matrix.leaf_rows)
+        exact = reduce_rows(comm, operator.partial_matmat(whole)[matrix.tree.permutation], matrix.leaf_rows)
+        return exact.astype(np.float64) - backend.to_host(multiply_tree_rows(matrix, backend.asarray(np.ascontiguousarray(W))))
+
+    start = HG.astype(np.float64) - backend.to_host(multiply_tree_rows(matrix, backend.asarray(np.ascontiguousarray(G, np.float64))))
+    assert start.shape[0] == lo_hi.stop - lo_hi.start
+    return spectral_norm(apply, comm, start[:, :columns], products, 1e-2)

@@ -1,0 +1,92 @@
+"""The compressed matrix H̃ as users hold it: products, solves, log-determinants, storage."""
+
+import numpy as np
+
+from hpcHess.hierarchical.evaluate import multiply_tree_rows
+from hpcHess.hierarchical.woodbury import Woodbury
+from hpcHess.parallel.exchange import RowPermutation, gather_rows
+from hpcHess.parallel.ownership import row_starts
+
+
+class HierarchicalMatrix:
+    """Symmetric H̃ [N, N] = near blocks + Σ over far pairs U_α B_αβ U_βᵀ, U nested (an H² matrix; HSS when near = self).
+
+    Built by `hpcHess.compress` or `hpcHess.load`. All methods are collective. `report` holds what was asked and reached.
+    """
+
+    def __init__(self, comm, backend, n_params, tree, near, levels, report=None):
+        self.comm, self.backend, self.n_params, self.tree = comm, backend, n_params, tree
+        self.near, self.levels, self.report = near, levels, report if report is not None else {}
+        self.leaf_rows = tree.leaf_starts[near.owned]  # first tree row of each rank
+        self.parameter_starts = row_starts(n_params, comm.size)
+        self.permutation = RowPermutation(comm, tree.permutation, self.parameter_starts, self.leaf_rows)
+        self._factors = {}
+        self.operator = None
+
+    @property
+    def shape(self):
+        """(N, N)."""
+        return self.n_params, self.n_params
+
+    @property
+    def dtype(self):
+        """Of the stored numbers."""
+        return np.dtype(self.near.blocks.dtype)
+
+    @property
+    def n_alive(self):
+        """Parameters in the tree; the other rows of H are zero."""
+        return self.tree.n
+
+    def tree_rows(self, starts):
+        """This rank's (first, last) of a row partition."""
+        return int(starts[self.comm.rank]), int(starts[self.comm.rank + 1])
+
+    def matmat_rows(self, V):
+        """H̃V in parameter rows, [n_local, k] → [n_local, k]; the wider of stored and given precision."""
+        W = np.ascontiguousarray(self.permutation.to_tree(V), np.result_type(self.dtype, V.dtype))
+        return self.permutation.to_parameters(self.backend.to_host(multiply_tree_rows(self, self.backend.asarray(W))))
+
+    def matmat(self, V):
+        """H̃V for V [N] or [N, k], whole on every rank, as is the result."""
+        return self._whole(self.matmat_rows, V)
+
+    __matmul__ = matmat
+
+    def _whole(self, apply, V):
+        V = np.asarray(V)
+        if V.shape[:1] != (self.n_params,) or V.ndim > 2:
+            raise ValueError(f"a vector of shape {V.shape} does not fit a matrix of {self.n_params} parameters")
+        lo, hi = self.tree_rows(self.parameter_starts)
+        result = gather_rows(self.comm, apply(V.reshape(self.n_params, -1)[lo:hi]), self.parameter_starts)
+        return result.reshape(V.shape)
+
+    def factorize(self, damping):
+        """Woodbury factors of H̃ + λI, made at the first call for each λ; the last one is kept. `hierarchical.woodbury.Woodbury`."""
+        if damping not in self._factors:
+            self._factors = {damping: Woodbury.factorize(self, damping)}
+        return self._factors[damping]
+
+    def solve(self, B, damping):
+        """(H̃ + λI)⁻¹B in float64 for B [N] or [N, k], whole on every rank."""
+        return self._whole(self.factorize(damping).solve_rows, B)
+
+    def logdet(self, damping):
+        """(sign, log|det(H̃ + λI)|) with λ's share of the dead parameters."""
+        return self.factorize(damping).slogdet()
+
+    def inertia(self, damping):
+        """(positive, negative) eigenvalues of H̃ + λI."""
+        return self.factorize(damping).inertia()
+
+    def aslinearoperator(self):
+        """H̃ as a `scipy.sparse.linalg.LinearOperator` (whole vectors on every rank)."""
+        from scipy.sparse.linalg import LinearOperator
+
+        return LinearOperator(self.shape, matvec=self.matmat, rmatvec=self.matmat, matmat=self.matmat, rmatmat=self.matmat, dtype=self.dtype)
+
+    def save(self, path, job=None, extra=None):
+        """Write the factor file (docs/FORMAT.md)."""
+        from hpcHess.hierarchical.file import save
+
+        save(self, path, job, extra)
