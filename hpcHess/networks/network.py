@@ -1,0 +1,149 @@
+"""The multilayer perceptron: weights, biases, and the order of its parameters."""
+
+import hashlib
+import re
+
+import numpy as np
+
+from hpcHess.runtime.errors import InputError
+from hpcHess.runtime.jobfile import ACTIVATIONS, LOSSES
+
+_KEY = re.compile(r"(0|[1-9]\d*)\.(weight|bias)")
+
+
+class Network:
+    """x^ℓ = s(a^ℓ), a^ℓ = W_ℓ x^{ℓ−1} + b_ℓ for ℓ = 1 … L; the last layer has no activation: its a^L are the outputs z.
+
+    weights      list of L arrays [out, in]
+    biases       list of L arrays [out], or None where a layer has none; None: no layer has one
+    activation   s: "relu", "tanh" or "sigmoid"
+    loss         "cross-entropy" (on logits, integer labels) or "squared-error" (‖z − y‖²); both are means over the samples
+
+    Everything is held in float64, row-major. Parameters are numbered as PyTorch's `parameters_to_vector` numbers them: layer by
+    layer, weight row-major, then bias. InputError: shapes that do not chain, NaN or Inf (the layer is named), unknown names.
+    """
+
+    def __init__(self, weights, biases=None, activation="relu", loss="cross-entropy"):
+        for name, value, allowed in (("activation", activation, ACTIVATIONS), ("loss", loss, LOSSES)):
+            if value not in allowed:
+                raise InputError(f"the {name} must be {' or '.join(allowed)}, not {value!r}")
+        if len(weights) == 0:
+            raise InputError("a network needs at least one layer")
+        biases = [None] * len(weights) if biases is None else biases
+        if len(biases) != len(weights):
+            raise InputError(f"{len(weights)} weights but {len(biases)} biases: use None where a layer has no bias")
+        self.weights = [_parameter(_key(layer, "weight"), each, 2) for layer, each in enumerate(weights)]
+        self.biases = [None if each is None else _parameter(_key(layer, "bias"), each, 1) for layer, each in enumerate(biases)]
+        self.activation, self.loss = str(activation), str(loss)
+        self._check_chain()
+
+    def _check_chain(self):
+        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if 0 in W.shape:
+                raise InputError(f"{_key(layer, 'weight')} is empty: {list(W.shape)}")
+            if layer and W.shape[1] != len(self.weights[layer - 1]):
+                before = f"{_key(layer - 1, 'weight')} has {len(self.weights[layer - 1])} outputs"
+                raise InputError(f"shapes do not chain: {_key(layer, 'weight')} is {list(W.shape)}, but {before}")
+            if b is not None and len(b) != len(W):
+                raise InputError(f"{_key(layer, 'bias')} is {list(b.shape)}, but {_key(layer, 'weight')} is {list(W.shape)}")
+
+    def __repr__(self):
+        widths = "-".join(map(str, self.widths))
+        return f"Network({widths} {self.activation}, {self.loss}, {self.n_params} parameters)"
+
+    @property
+    def widths(self):
+        """Numbers of units, inputs first, [L + 1]."""
+        return [self.n_inputs, *(len(W) for W in self.weights)]
+
+    @property
+    def n_layers(self):
+        """L, the number of weight matrices."""
+        return len(self.weights)
+
+    @property
+    def n_inputs(self):
+        """Width of a sample."""
+        return self.weights[0].shape[1]
+
+    @property
+    def n_outputs(self):
+        """d, the width of z."""
+        return len(self.weights[-1])
+
+    @property
+    def n_params(self):
+        """N, dead parameters included."""
+        return sum(each.size for each in self._in_order())
+
+    @property
+    def layer_offsets(self):
+        """(first index of the weight, first index of the bias or None) of every layer, in parameter order."""
+        offsets, at = [], 0
+        for W, b in zip(self.weights, self.biases, strict=True):
+            offsets.append((at, None if b is None else at + W.size))
+            at += W.size + (0 if b is None else b.size)
+        return offsets
+
+    def parameters(self):
+        """All parameters as one vector, [N] float64, in parameter order."""
+        return np.concatenate([each.ravel() for each in self._in_order()])
+
+    def _in_order(self):
+        return [each for pair in zip(self.weights, self.biases, strict=True) for each in pair if each is not None]
+
+    def digest(self):
+        """sha256 (hex) over shapes, float64 values, activation and loss: the same for the same network in any file or dtype."""
+        shapes = [(W.shape, b is not None) for W, b in zip(self.weights, self.biases, strict=True)]
+        result = hashlib.sha256(repr((shapes, self.activation, self.loss)).encode())
+        for each in self._in_order():
+            result.update(each.astype("<f8", copy=False).tobytes())
+        return result.hexdigest()
+
+    def to_arrays(self):
+        """{"0.weight": [out, in], "0.bias": [out], "2.weight": …}, as PyTorch's `nn.Sequential` names them."""
+        arrays = {}
+        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            arrays[_key(layer, "weight")] = W
+            if b is not None:
+                arrays[_key(layer, "bias")] = b
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays, activation, loss):
+        """The network of `to_arrays`. InputError: odd or missing keys, and as the constructor."""
+        odd = next((key for key in arrays if not _KEY.fullmatch(key)), None)
+        if odd is not None:
+            raise InputError(f"odd key {odd!r}: the keys must be 0.weight, 0.bias, 2.weight, 2.bias, … as nn.Sequential writes them")
+        indices = sorted({int(key.partition(".")[0]) for key in arrays})
+        n_layers = indices[-1] // 2 + 1 if indices else 1
+        missing = next((at for at in range(n_layers) if _key(at, "weight") not in arrays), None)
+        if missing is not None:
+            found = ", ".join(list(arrays)[:8]) or "nothing"
+            raise InputError(f"key {_key(missing, 'weight')} is missing (found {found})")
+        between = next((index for index in indices if index % 2), None)
+        if between is not None:
+            raise InputError(f"odd key {between}.*: layers are 0, 2, 4, …, with an activation after each but the last")
+        layers = range(n_layers)
+        weights = [arrays[_key(layer, "weight")] for layer in layers]
+        return cls(weights, [arrays.get(_key(layer, "bias")) for layer in layers], activation, loss)
+
+
+def _key(layer, name):
+    """What nn.Sequential calls a layer's parameter: an activation stands between two layers."""
+    return f"{2 * layer}.{name}"
+
+
+def _parameter(name, array, ndim):
+    """A finite float64 array of `ndim` dimensions, in row-major order and of our own."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name} holds {array.dtype}, not real numbers")
+    if array.ndim != ndim:
+        raise InputError(f"{name} must have {ndim} dimension{'s' if ndim > 1 else ''}, not the shape {list(array.shape)}")
+    array = np.array(array, np.float64, order="C")
+    finite = np.isfinite(array)
+    if not finite.all():
+        at = [int(i) for i in np.unravel_index(np.argmin(finite), array.shape)]
+        raise InputError(f"{name} is not finite: {array[tuple(at)]} at {at}")
+    return array
