@@ -20,7 +20,7 @@ class Blocks:
     @classmethod
     def shaped(cls, data, rows, cols):
         """Blocks over `data`, or zeros made by `data(n)` when it is callable (the total size is its argument)."""
-        rows, cols = np.asarray(rows, np.int64), np.asarray(cols, np.int64)
+        rows, cols = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(cols, np.int64)
         offsets = np.concatenate([[0], np.cumsum(rows * cols)]).astype(np.int64)
         return cls(data(int(offsets[-1])) if callable(data) else data, rows, cols, offsets)
 

@@ -140,7 +140,13 @@ def eliminate(backend, A, order, T, delay=True):
     for i in range(len(A)):
         rows = xp.asarray(order[starts[i] : starts[i + 1]])
         D = A[i].astype(np.float64, copy=False)[rows][:, rows]
-        parts.append(_eliminate_block(xp, D, T[i].astype(np.float64, copy=False), delay))
+        parts.append(eliminate_block(xp, D, T[i].astype(np.float64, copy=False), delay))
+    return assemble(backend, order, T, parts)
+
+
+def assemble(backend, order, T, parts):
+    """The Elimination made of what `eliminate_block` returned for every block."""
+    xp = backend.xp
     columns = list(zip(*parts, strict=True)) if parts else [()] * 7
     W, K, V, schur = (_gather(xp, blocks) for blocks in columns[:4])
     sign = xp.concatenate([xp.zeros(0), *columns[4]])
@@ -153,7 +159,7 @@ def _gather(xp, blocks):
     return Blocks.shaped(flat, shapes[:, 0], shapes[:, 1])
 
 
-def _eliminate_block(xp, D, T, delay):
+def eliminate_block(xp, D, T, delay):
     """(W, K, V, schur, sign, log_abs, negative) of one permuted block D."""
     s, r = T.shape
     D_JJ = D[:s, :s]

@@ -1,0 +1,12 @@
+// hpcHess._native: what NumPy does badly. The Python twins in hpcHess/backend say what each kernel means.
+#include <nanobind/nanobind.h>
+
+void bind_multiply(nanobind::module_&);
+void bind_interpolate(nanobind::module_&);
+void bind_eliminate(nanobind::module_&);
+
+NB_MODULE(_native, m) {
+  bind_multiply(m);
+  bind_interpolate(m);
+  bind_eliminate(m);
+}
