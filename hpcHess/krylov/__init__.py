@@ -1,0 +1,1 @@
+"""PETSc and SLEPc: shell matrices, preconditioners, block Krylov solves. The only home of petsc4py and slepc4py, imported on first use."""
