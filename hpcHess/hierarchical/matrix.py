@@ -21,7 +21,8 @@ class HierarchicalMatrix:
         self.parameter_starts = row_starts(n_params, comm.size)
         self.permutation = RowPermutation(comm, tree.permutation, self.parameter_starts, self.leaf_rows)
         self._factors = {}
-        self.operator = None
+        self.operator = self.network = None
+        self.provenance, self.job_text, self.job_directory = {}, "", ""
 
     @property
     def shape(self):
@@ -85,8 +86,12 @@ class HierarchicalMatrix:
 
         return LinearOperator(self.shape, matvec=self.matmat, rmatvec=self.matmat, matmat=self.matmat, rmatmat=self.matmat, dtype=self.dtype)
 
-    def save(self, path, job=None, extra=None):
-        """Write the factor file (docs/FORMAT.md)."""
+    def install(self, factors):
+        """Keep `Woodbury` factors made before, for solves with their damping."""
+        self._factors = {factors.damping: factors}
+
+    def save(self, path, **details):
+        """Write the factor file (docs/FORMAT.md); details as of `hierarchical.file.save`."""
         from hpcHess.hierarchical.file import save
 
-        save(self, path, job, extra)
+        save(self, path, **details)

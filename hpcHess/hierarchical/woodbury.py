@@ -48,7 +48,7 @@ class Woodbury:
         delayed = np.zeros((len(A), 2), np.int64)  # of the own nodes' two children
         for number in range(depth, 0, -1):
             level = matrix.levels[number]
-            order, T = _extended(backend, level, A, delayed, matrix.levels, comm)
+            order, T = extended_order(matrix, level, delayed)
             eliminations[number] = found = backend.eliminate(A, order, T)
             kept[number] = np.concatenate(comm.allgather(found.kept))
             above = matrix.levels[number - 1] or new_level(comm, 0, depth, None)
@@ -121,23 +121,24 @@ def _damped_leaves(matrix, damping):
     return Blocks.shaped(data, near.rows, near.rows)
 
 
-def _extended(backend, level, A, delayed, levels, comm):
-    """Order and T of the own nodes with the children's delayed rows among the redundant ones, their columns of T zero.
+def extended_order(matrix, level, delayed):
+    """Order and T of the own nodes with their children's delayed rows [n, 2] among the redundant ones, those columns of T zero.
 
     A node's columns are [J_l, δ_l, J_r, δ_r]; without delayed rows these are the level's own arrays.
     """
     if not delayed.any():
         return level.order, level.T
+    comm, backend = matrix.comm, matrix.backend
     columns, ranks = level.own(comm, level.columns), level.own(comm, level.ranks)
-    left = levels[level.level + 1].ranks.reshape(-1, 2)[level.owned[comm.rank] : level.owned[comm.rank + 1], 0]
+    left = matrix.levels[level.level + 1].ranks.reshape(-1, 2)[slice(*level.at(comm)), 0]
     T = Blocks.shaped(backend.xp.zeros, ranks, columns - ranks + delayed.sum(axis=1))
     none = np.zeros(len(columns), np.int64)
     backend.place(T, level.T, np.arange(len(columns)), none, none)
-    orders = []
+    orders = [np.zeros(0, np.int64)]
     for i, start in enumerate(level.column_starts[:-1]):
         order = level.order[start : start + columns[i]]
         shifted = order + np.where(order >= left[i], delayed[i, 0], 0)
-        orders += [shifted, np.setdiff1d(np.arange(A.rows[i]), shifted)]
+        orders += [shifted, np.setdiff1d(np.arange(columns[i] + delayed[i].sum()), shifted)]
     return np.concatenate(orders), T
 
 

@@ -54,11 +54,7 @@ def _alltoall(comm, rows, send_counts, receive_counts):
         into[:, :half] = _alltoall(comm, np.ascontiguousarray(flat[:, :half]), send_counts, receive_counts)
         into[:, half:] = _alltoall(comm, np.ascontiguousarray(flat[:, half:]), send_counts, receive_counts)
         return received
-    displacement = lambda counts: np.concatenate([[0], np.cumsum(counts)[:-1]]) * width  # noqa: E731
-    comm.Alltoallv(
-        [np.ascontiguousarray(rows), send_counts * width, displacement(send_counts)],
-        [received, receive_counts * width, displacement(receive_counts)],
-    )
+    comm.Alltoallv([np.ascontiguousarray(rows), send_counts * width], [received, receive_counts * width])
     return received
 
 
