@@ -3,6 +3,8 @@
 import sys
 from contextlib import contextmanager
 
+from mpi4py import MPI
+
 from hpcHess.runtime.errors import InputError
 
 _PROCESS_WIDE = ("-log", "-info", "-malloc", "-options", "-help", "-history")  # read at PetscInitialize only
@@ -25,7 +27,7 @@ def petsc(comm, options=()):
     any_started = any(comm.allgather(started))
     if not started:
         process_wide = [word for name, value in pairs(options) if name.startswith(_PROCESS_WIDE) for word in (name, value) if word]
-        world = comm.Split(comm.rank if any_started else 0)  # lives as long as PETSc
+        world = MPI.COMM_SELF if any_started else comm.Dup()  # lives as long as PETSc
         petsc4py.init(["hpcHess", "-no_signal_handler", *process_wide], comm=world)
     from petsc4py import PETSc
 

@@ -98,7 +98,9 @@ class _Bar:
 
     def __init__(self, progress, name, total, depth):
         self._progress, self._name, self._start = progress, "  " * depth + name, time.perf_counter()
-        shape = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]" if total else "{desc} … {n_fmt} [{elapsed}]"
+        shape = "{desc} … {n_fmt} [{elapsed}]"
+        if total:
+            shape = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
         self._bar = progress._bar_class(
             desc=self._name, total=total, file=progress.stream, leave=False, ncols=80, bar_format=shape, mininterval=0.2, position=depth
         )

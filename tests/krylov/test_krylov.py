@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,3 +276,39 @@ def test_without_petsc_the_message_says_what_to_install(monkeypatch):
     A = Dense(positive(5))
     with pytest.raises(InputError, match="install petsc4py"):
         solve(A, np.ones((5, 1))[A.rows], SHIFT)
+
+
+START_ORDER = """
+import numpy as np
+from mpi4py import MPI
+from hpcHess.krylov.solve import solve
+
+class Diagonal:
+    def __init__(self, comm):
+        self.comm, self.shape = comm, (3 * comm.size, 3 * comm.size)
+    def matmat_rows(self, V):
+        return 2 * V
+
+def converges(comm):
+    return solve(Diagonal(comm), np.ones((3, 1)), 1.0).converged
+
+world = MPI.COMM_WORLD
+some = world.Split(0 if world.rank < 2 else MPI.UNDEFINED)
+if some != MPI.COMM_NULL:
+    assert converges(some)
+    some.Free()
+assert converges(world)
+"""
+
+
+@pytest.mark.skipif(COMM.size > 1, reason="starts its own mpiexec")
+def test_ranks_may_start_petsc_at_different_times(tmp_path):
+    """PetscInitialize is collective over its world: ranks that start later must not wait for those that have started."""
+    script = tmp_path / "start.py"
+    script.write_text(START_ORDER)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_COMM_", "PMIX_", "OMPI_UNIVERSE"))}
+    environment.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_rmaps_base_oversubscribe="1")
+    environment.update(OMPI_MCA_hwloc_base_binding_policy="none", PYTHONPATH=str(Path(__file__).parents[2]))
+    command = ["timeout", "-k", "5", "30", "mpiexec", "-n", "3", sys.executable, str(script)]
+    run = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
