@@ -91,7 +91,10 @@ def load(name, samples=0, task="classify"):
 
 
 def _digits(_folder):
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise InputError("data set digits comes with scikit-learn: pip install scikit-learn") from None
 
     images, labels = load_digits(return_X_y=True)
     return images / 16, labels  # 16 grey values above 0
@@ -164,6 +167,9 @@ def _fetch_file(addresses, path, sha256, say):
     partial = path.with_name(f".{os.getpid()}-{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path.parent}: {error.strerror}") from None
+    try:
         for address in addresses:
             say(f"fetching {address}")
             reason = _download(address, partial)

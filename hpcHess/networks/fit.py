@@ -15,11 +15,14 @@ def fit(inputs, targets, hidden, epochs=50, seed=0, activation="relu", loss="cro
 
     Adam with scikit-learn's defaults (batches of 200, L2 penalty 1e-4) for exactly `epochs` epochs; one thread, so that a seed
     determines the result. Cross-entropy: as many outputs as labels, which must be 0 … d − 1, all of them present.
-    InputError: labels missing, diverged.
+    InputError: labels missing, diverged, scikit-learn not installed.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPClassifier, MLPRegressor
-    from threadpoolctl import threadpool_limits
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.neural_network import MLPClassifier, MLPRegressor
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise InputError("fitting a network needs scikit-learn: pip install scikit-learn, or give network.weights") from None
 
     classify = loss == "cross-entropy"
     if classify:

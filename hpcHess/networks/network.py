@@ -136,7 +136,10 @@ def _key(layer, name):
 
 def _parameter(name, array, ndim):
     """A finite float64 array of `ndim` dimensions, in row-major order and of our own."""
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except ValueError as error:
+        raise InputError(f"{name} is no array: {error}") from None
     if array.dtype.kind not in "fiu":
         raise InputError(f"{name} holds {array.dtype}, not real numbers")
     if array.ndim != ndim:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcHess.networks.network import Network
 from hpcHess.runtime.errors import InputError
-from hpcHess.storage.hdf5 import read_arrays
+from hpcHess.storage.arrays import read_arrays
 
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
