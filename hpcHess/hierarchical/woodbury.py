@@ -58,9 +58,11 @@ class Woodbury:
         none = Blocks.shaped(backend.xp.zeros(0), np.zeros_like(A.rows), A.rows)
         error = None
         try:
-            eliminations[0] = backend.eliminate(A, order, none, delay=False)
+            eliminations[0] = root = backend.eliminate(A, order, none, delay=False)
+            if _singular(backend, A, root):
+                raise np.linalg.LinAlgError
         except np.linalg.LinAlgError:
-            error = InputError(f"H̃ + λI is singular at damping {damping:g}: choose a larger damping")
+            error = InputError(f"H̃ + λI is singular to working precision at damping {damping:g}: use a larger damping")
         agree(comm, error)
         kept[0] = np.zeros(1, np.int64)
         return cls(matrix, damping, eliminations, kept)
@@ -110,6 +112,14 @@ class Woodbury:
     def inertia(self):
         """(positive, negative) eigenvalues of H̃ + λI."""
         return self.matrix.n_params - self.zero - self.negative, self.negative
+
+
+def _singular(backend, A, root):
+    """Whether the root block cannot be told from a singular one: max|A|·Σ 1/|λ| ≥ 1 / (10 c ε), with Σ 1/|λ| = ‖W‖_F²."""
+    if not len(A) or not A.rows[0]:
+        return False
+    size, inverse = float(backend.xp.abs(A.data).max()), float((root.W.data**2).sum())
+    return size * inverse * 10 * float(A.rows[0]) * np.finfo(np.float64).eps >= 1.0
 
 
 def _damped_leaves(matrix, damping):

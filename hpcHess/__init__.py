@@ -1,0 +1,36 @@
+"""hpcHess: hierarchical compression of neural networks' curvature matrices over MPI.
+
+    op = hpcHess.GaussNewton(network, inputs, targets, comm=comm)
+    H = hpcHess.compress(op, rtol=1e-3)
+    H @ V;  H.solve(B, damping=…);  H.logdet(damping=…);  H.save(path);  hpcHess.load(path)
+
+Names are imported at first use, so that `python -m hpcHess.<driver>` starts MPI in its own order.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GaussNewton": "hpcHess.curvature.gauss_newton",
+    "HierarchicalMatrix": "hpcHess.hierarchical.matrix",
+    "InputError": "hpcHess.runtime.errors",
+    "Network": "hpcHess.networks.network",
+    "compress": "hpcHess.hierarchical.compress",
+    "load": "hpcHess.hierarchical.api",
+    "petsc_mat": "hpcHess.krylov.shell",
+    "petsc_pc": "hpcHess.hierarchical.api",
+    "read_network": "hpcHess.networks.weights",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hpcHess' has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return found
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,73 @@
+"""mpiexec -n P python -m hpcHess.compress JOB.toml --output F.h5: compress a network's curvature matrix and store it."""
+
+import argparse
+import sys
+import types
+
+import numpy as np
+
+from hpcHess.curvature.from_job import operator_from_job
+from hpcHess.hierarchical.compress import compress
+from hpcHess.hierarchical.damping import damping_of, parse_damping
+from hpcHess.hierarchical.file import save
+from hpcHess.parallel.agree import on_root
+from hpcHess.runtime.errors import DONE, RTOL_NOT_MET
+from hpcHess.runtime.jobfile import load as load_job
+from hpcHess.runtime.session import run_driver
+from hpcHess.storage.factor_file import check_writable
+
+SINGLE_PRECISION_RTOL = 3e-5  # products of the sketch in float32 from here on
+
+
+def build_parser():
+    """Arguments of the driver."""
+    parser = argparse.ArgumentParser(prog="hpcHess.compress", description=__doc__)
+    parser.add_argument("job", metavar="JOB.toml", help="job file (docs/JOBS.md)")
+    parser.add_argument("--output", required=True, metavar="F.h5", help="factor file to write")
+    parser.add_argument("--set", action="append", default=[], metavar="table.key=value", help="change one key of the job")
+    parser.add_argument("--damping", type=parse_damping, metavar="λ", help="also store Woodbury factors: a number, or like 0.01*lmax")
+    parser.add_argument("--backend", default="auto", choices=("auto", "numpy", "native", "cupy"), help="array backend")
+    return parser
+
+
+def main(session, args):
+    """Job → operator → compressed matrix → factor file. Collective; exit status 3 where rtol was not met."""
+    comm = session.comm
+    job = on_root(comm, load_job, args.job, args.set)
+    check_writable(args.output, comm)
+    options = job["compress"]
+    dtype = np.float32 if options["rtol"] >= SINGLE_PRECISION_RTOL and options["dtype"] != "float64" else np.float64
+    with session.phase("network and data"):
+        operator, problem = operator_from_job(job, comm, dtype)
+    session.say(f"N = {operator.n_params} parameters ({len(operator.alive)} alive), n = {operator.n_samples} samples, d = {operator.n_outputs} outputs")
+    keys = ("rtol", "leaf_size", "max_rank", "distance", "seed", "dtype", "probes")
+    matrix = compress(operator, **{key: options[key] for key in keys}, backend=args.backend, progress=session.progress)
+    for text in matrix.report["warnings"]:
+        session.warn(text)
+    factors = None
+    if args.damping is not None:
+        with session.phase("Woodbury factors"):
+            factors = matrix.factorize(damping_of(args.damping, matrix, session.warn))
+    fitted = problem.network if "fit" in job["network"] else None
+    digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
+    with session.phase("write"):
+        save(matrix, args.output, job=job, network=fitted, digests=digests, factors=factors)
+    report, error = matrix.report, matrix.report["error_estimate"]
+    session.output(
+        f"{args.output}: {report['storage_bytes']:,} bytes, {report['storage_percent']:.3f} % of N², error {error['value']:.2e} "
+        f"(95 %: {error['low']:.2e} … {error['high']:.2e}), asked {report['rtol']:g}: {'met' if report['rtol_met'] else 'NOT MET'}"
+    )
+    return DONE if report["rtol_met"] else RTOL_NOT_MET
+
+
+class _Callable(types.ModuleType):
+    """`hpcHess.compress` names this driver and the function of the API: calling the module calls the function."""
+
+    def __call__(self, *arguments, **keywords):
+        return compress(*arguments, **keywords)
+
+
+if __name__ == "__main__":
+    run_driver("compress", build_parser, main)
+else:
+    sys.modules[__name__].__class__ = _Callable

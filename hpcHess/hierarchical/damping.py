@@ -1,0 +1,37 @@
+"""Damping λ as users give it, and the warning when it does not cover the compression error."""
+
+import argparse
+import re
+
+from hpcHess.runtime.errors import InputError
+
+_RELATIVE = re.compile(r"(?P<factor>[^*]+)\*\s*lmax|lmax", re.IGNORECASE)
+
+
+def parse_damping(text):
+    """"1e-3" → (1e-3, False); "0.01*lmax" → (0.01, True), relative to λ_max(H̃). For argparse."""
+    text = text.strip()
+    relative = _RELATIVE.fullmatch(text)
+    factor = text if relative is None else relative["factor"] or "1"
+    try:
+        value = float(factor)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor like 0.01*lmax") from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"the damping must be a number ≥ 0, not {text}")
+    return value, relative is not None
+
+
+def damping_of(given, matrix, warn):
+    """λ for a parsed damping; warns where λ does not exceed the estimated ‖H̃ − H‖₂ (the approximate inverse is meaningless there)."""
+    value, relative = given
+    damping = value * matrix.report["lambda_max"] if relative else value
+    if relative and "lambda_max" not in matrix.report:
+        raise InputError("λ_max is not known for this matrix: give the damping as a number")
+    error = matrix.report.get("error_spectral", 0.0)
+    if damping <= error:
+        warn(
+            f"damping {damping:.3g} is not larger than the compression error ‖H̃ − H‖₂ ≈ {error:.3g}: the approximate inverse is not "
+            f"trustworthy; use a damping above {2 * error:.2g}, compress with a smaller rtol, or use --refine exact"
+        )
+    return damping

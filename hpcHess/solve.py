@@ -1,0 +1,97 @@
+"""mpiexec -n P python -m hpcHess.solve F.h5 --rhs B.npy --output X.npy --damping λ: solve with a stored matrix."""
+
+import argparse
+
+import numpy as np
+
+from hpcHess.curvature.from_job import operator_of_matrix
+from hpcHess.hierarchical.damping import damping_of, parse_damping
+from hpcHess.hierarchical.file import load
+from hpcHess.krylov.solve import column_norms, solve
+from hpcHess.runtime.errors import DONE, NOT_CONVERGED, InputError
+from hpcHess.runtime.session import run_driver
+from hpcHess.storage.vectors import check_output, read_rows, write_rows
+
+
+def build_parser():
+    """Arguments of the driver."""
+    parser = argparse.ArgumentParser(prog="hpcHess.solve", description=__doc__, epilog="PETSc options (-ksp_type …) are passed through.")
+    parser.add_argument("factors", metavar="F.h5", help="factor file of hpcHess.compress")
+    parser.add_argument("--rhs", required=True, metavar="B", help="B.npy or file.h5:/name, [N] or [N, k], PyTorch parameter order")
+    parser.add_argument("--output", required=True, metavar="X", help="where to write the solution, as --rhs")
+    parser.add_argument("--damping", required=True, type=parse_damping, metavar="λ", help="a number ≥ 0, or like 0.01*lmax")
+    parser.add_argument("--refine", choices=("none", "exact"), default="none", help="exact: solve with the uncompressed operator by PETSc")
+    parser.add_argument("--rtol", type=float, default=1e-8, help="true residual of every column with --refine exact (1e-8)")
+    parser.add_argument("--backend", default="auto", choices=("auto", "numpy", "native", "cupy"), help="array backend")
+    return parser
+
+
+def main(session, args):
+    """X = (H̃ + λI)⁻¹B, or (H + λI)⁻¹B with --refine exact; both residuals. Collective; exit status 4 where not converged."""
+    comm = session.comm
+    if not 0 < args.rtol < 1:
+        raise InputError(f"--rtol must lie between 0 and 1, not {args.rtol}")
+    check_output(args.output, comm)
+    with session.phase("read"):
+        matrix = load(args.factors, comm, args.backend)
+        B, flat = read_rows(args.rhs, comm, matrix.n_params)
+        B = B.astype(np.float64, copy=False)
+    damping = damping_of(args.damping, matrix, session.warn)
+    operator, reason = _exact_operator(session, matrix, args.refine == "exact")
+    with session.phase("Woodbury factors"):
+        factors = matrix.factorize(damping)
+    if factors.negative:
+        session.warn(f"H̃ + λI has {factors.negative} negative eigenvalues at damping {damping:.3g}: it is not positive definite")
+    status, iterations = DONE, None
+    if args.refine == "exact":
+        found = solve(
+            operator, B, damping, preconditioner=factors, rtol=args.rtol, options=session.petsc_options,
+            definite=factors.negative == 0, progress=session.progress,
+        )  # fmt: skip
+        X, iterations = found.X_local, found.iterations
+        if not found.converged:
+            session.warn(f"not converged: largest residual {found.residuals.max():.2e} after {found.iterations} iterations, asked {args.rtol:g}")
+            status = NOT_CONVERGED
+    else:
+        with session.phase("solve"):
+            X = factors.solve_rows(B)
+    with session.phase("write"):
+        write_rows(args.output, comm, X, flat, matrix.n_params)
+    _report(session, matrix, operator, reason, factors, X, B, damping, iterations)
+    return status
+
+
+def _exact_operator(session, matrix, required):
+    """(operator in float64, "") or (None, why it is not available)."""
+    try:
+        with session.phase("network and data"):
+            return operator_of_matrix(matrix), ""
+    except InputError as error:
+        if required:
+            raise
+        return None, str(error)
+
+
+def _report(session, matrix, operator, reason, factors, X, B, damping, iterations):
+    """Both residuals, log-determinant and inertia, on standard output."""
+    comm, output = session.comm, session.output
+    norms = column_norms(comm, B)
+    scale = np.where(norms > 0, norms, 1)
+
+    def worst(A):
+        residuals = column_norms(comm, B - A.matmat_rows(X) - damping * X) / scale
+        return f"max {residuals.max(initial=0):.2e}, median {np.median(residuals):.2e}"
+
+    output(f"{X.shape[1]} right-hand sides, damping {damping:.6g}" + (f", {iterations} iterations" if iterations is not None else ""))
+    output(f"compressed residual ‖b − (H̃+λI)x‖/‖b‖: {worst(matrix)}")
+    if operator is None:
+        output(f"exact residual: not available ({reason})")
+    else:
+        output(f"exact residual ‖b − (H+λI)x‖/‖b‖: {worst(operator)}")
+    sign, log_abs = factors.slogdet()
+    positive, negative = factors.inertia()
+    output(f"log|det(H̃+λI)| = {log_abs:.10g}, sign {sign:+.0f}, inertia {positive} positive, {negative} negative")
+
+
+if __name__ == "__main__":
+    run_driver("solve", build_parser, main)

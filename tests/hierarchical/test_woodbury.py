@@ -1,0 +1,110 @@
+"""Solves, log-determinants and inertia of H̃ + λI against dense linear algebra on H̃ itself: implementation errors."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from hpcHess.hierarchical.compress import compress
+from hpcHess.hierarchical.damping import damping_of, parse_damping
+from hpcHess.runtime.errors import InputError
+from tests.reference.dense_operator import DenseOperator, exponential_kernel, gaussian_kernel
+
+N = 400
+
+
+def definite():
+    K = exponential_kernel(N)
+    K[::19], K[:, ::19] = 0, 0
+    return K
+
+
+def indefinite():
+    rng = np.random.default_rng(4)
+    K = definite() - np.diag(rng.random(N))
+    K[::19], K[:, ::19] = 0, 0
+    return K
+
+
+def singular():
+    """Rank 40: X_RR is singular without damping, and nearly so with a small one."""
+    return gaussian_kernel(N, 1.0)
+
+
+@pytest.mark.parametrize("make", [definite, indefinite, singular])
+@pytest.mark.parametrize("relative", [1e-2, 1e-6, 1e-10])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_against_dense(comm, make, relative, dtype):
+    H = compress(DenseOperator(make(), comm), rtol=1e-3, leaf_size=32, distance="kernel" if make is singular else "angle", dtype=dtype)
+    damping = relative * H.report["lambda_max"]
+    A = (H @ np.eye(N)).astype(np.float64)
+    A = (A + A.T) / 2 + damping * np.eye(N)
+    B = np.random.default_rng(0).standard_normal((N, 4))
+    X = H.solve(B, damping=damping)
+    condition = np.linalg.cond(A)
+    backward = np.linalg.norm(A @ X - B) / (np.linalg.norm(A, 2) * np.linalg.norm(X) + np.linalg.norm(B))
+    assert backward <= (1e-11 if dtype == "float64" else 1e-8)
+    sign, log_abs = H.logdet(damping=damping)
+    eigenvalues = np.linalg.eigvalsh(A)
+    noise = 1e-13 * np.abs(eigenvalues).max() * (1 if dtype == "float64" else 1e6)
+    if np.abs(eigenvalues).min() > noise:  # else the sign of rounding decides
+        assert (sign, pytest.approx(log_abs, abs=1e-9 * condition**0.5 + 1e-8 * N)) == np.linalg.slogdet(A)
+        assert H.inertia(damping=damping) == (int((eigenvalues > 0).sum()), int((eigenvalues < 0).sum()))
+
+
+def test_a_new_damping_needs_no_compression(comm):
+    H = compress(DenseOperator(definite(), comm), rtol=1e-4, leaf_size=32)
+    A, b = (H @ np.eye(N)).astype(np.float64), np.ones(N)
+    for damping in (1.0, 0.1, 10.0):
+        x = H.solve(b, damping=damping)
+        assert x.shape == (N,) and x.dtype == np.float64
+        assert np.linalg.norm(A @ x + damping * x - b) <= 1e-10 * np.linalg.norm(b)
+
+
+def test_dead_parameters_contribute_the_damping_alone(comm):
+    H = compress(DenseOperator(definite(), comm), rtol=1e-4, leaf_size=32)
+    x = H.solve(np.ones(N), damping=0.25)
+    assert np.all(x[::19] == 4.0)
+
+
+def test_zero_damping(comm):
+    K = definite()
+    H = compress(DenseOperator(K, comm), rtol=1e-8, leaf_size=32)
+    b = K @ np.ones(N)
+    x = H.solve(b, damping=0.0)
+    assert np.linalg.norm(K @ x - b) <= 1e-5 * np.linalg.norm(b) and np.all(x[::19] == 0)
+    assert H.logdet(damping=0.0) == (0.0, -np.inf)
+    with pytest.raises(InputError, match="dead parameters"):
+        H.solve(np.ones(N), damping=0.0)
+
+
+@pytest.mark.parametrize("damping", [-1.0, float("nan"), float("inf")])
+def test_bad_damping(comm, damping):
+    H = compress(DenseOperator(np.eye(8), comm), rtol=1e-3, leaf_size=4)
+    with pytest.raises(InputError, match="damping"):
+        H.solve(np.ones(8), damping=damping)
+
+
+def test_singular_without_damping(comm):
+    H = compress(DenseOperator(np.ones((64, 64)), comm), rtol=1e-3, leaf_size=8, dtype="float64")
+    with pytest.raises(InputError, match="singular"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        H.solve(np.ones(64), damping=0.0)
+
+
+def test_damping_on_the_command_line(comm):
+    assert parse_damping("1e-3") == (1e-3, False) and parse_damping("0.01*lmax") == (0.01, True) and parse_damping("lmax") == (1.0, True)
+    H = compress(DenseOperator(definite(), comm), rtol=1e-1, leaf_size=32)
+    said = []
+    assert damping_of((0.5, True), H, said.append) == 0.5 * H.report["lambda_max"] and not said
+    damping_of((1e-9, True), H, said.append)
+    assert len(said) == 1 and "not trustworthy" in said[0] and f"{H.report['error_spectral']:.3g}" in said[0]
+
+
+def test_spectral_norms(comm):
+    K = definite()
+    H = compress(DenseOperator(K, comm), rtol=1e-2, leaf_size=32)
+    D = (H @ np.eye(N)).astype(np.float64)
+    assert np.isclose(H.report["lambda_max"], np.linalg.norm(D, 2), rtol=1e-4)
+    true = np.linalg.norm(D - K, 2)
+    assert 0.7 * true <= H.report["error_spectral"] <= 1.01 * true
