@@ -1,6 +1,7 @@
 """A file appears whole under its name or not at all: write under a temporary name beside it, flush, rename."""
 
 import os
+import resource
 import tempfile
 from contextlib import contextmanager, suppress
 
@@ -35,6 +36,19 @@ def writable_target(path):
     except OSError as error:
         raise InputError(f"cannot write {path!s}: {error.strerror}") from error
     return target
+
+
+def check_room(target, n_bytes):
+    """InputError where the disk, or the limit on a file's size, has no room for `n_bytes` more at `target`. Not collective.
+
+    Asked before writing because a disk that fills up under HDF5 leaves the library unusable, and some MPI libraries say nothing.
+    """
+    disk, limit = os.statvfs(os.path.dirname(target)), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    free = disk.f_bavail * disk.f_frsize
+    if disk.f_blocks and free < n_bytes:
+        raise InputError(f"cannot write {target}: it needs {n_bytes / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free there")
+    if limit not in (resource.RLIM_INFINITY, -1) and limit < n_bytes:
+        raise InputError(f"cannot write {target}: it needs {n_bytes / 1e6:.1f} MB, and files may have {limit / 1e6:.1f} MB (ulimit -f)")
 
 
 def partial_name(target, comm):

@@ -17,14 +17,15 @@ from mpi4py import MPI
 from hpcHess.parallel.agree import agree, on_root, together
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import InputError
-from hpcHess.storage.atomic import check_writable, discard, partial_name, publish
-from hpcHess.storage.hdf5 import disk_errors, open_hdf5
+from hpcHess.storage.atomic import check_room, check_writable, discard, partial_name, publish
+from hpcHess.storage.hdf5 import closing, disk_errors, open_hdf5
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "FactorFile", "check_writable", "write"]
 
 FORMAT = "hpcHess factor file"
 FORMAT_VERSION = 1
 CHECKED_BYTES = 4 << 20  # of one checksum; a multiple of every item size
+METADATA_BYTES = 1 << 20  # room for headers, checksums and attributes
 ROUND_BYTES = 128 << 20  # of one collective write of a rank, and of one read: far from MPI's and HDF5's 2 GiB
 ROUND_RUNS = 1024  # separate pieces in one collective write: HDF5 joins selections one by one
 INTEGRITY = ("attributes_sha256", "datasets")  # root attributes that `FactorFile.attributes` leaves out
@@ -49,10 +50,11 @@ def write(path, comm, attributes, pieces, totals):
     with together(comm):
         pieces = {name: _runs(pieces.get(name, []), total, dtype) for name, (total, dtype) in totals.items()}
     _check_cover(comm, pieces, totals)
+    on_root(comm, check_room, target, METADATA_BYTES + sum(total * dtype.itemsize for total, dtype in totals.values()))
     temporary = partial_name(target, comm)
     try:
         _write_datasets(temporary, comm, pieces, totals)
-        checksums = _checksums_on_root(temporary, comm, totals)
+        checksums = _checksums_on_root(temporary, comm, pieces, totals)
         on_root(comm, _complete, temporary, target, attributes, totals, checksums)
     except BaseException:
         discard(temporary)
@@ -110,11 +112,15 @@ def _write_datasets(temporary, comm, pieces, totals):
                 dataset = file.create_dataset(name, (total,), dtype, track_times=False)
             rounds = _rounds(pieces[name])
             for number in range(comm.allreduce(len(rounds), MPI.MAX)):
+                with together(comm):  # whoever cannot prepare must not leave the others in the collective write
+                    arguments = _prepare_round(dataset, rounds[number] if number < len(rounds) else [], parallel)
                 with together(comm), disk_errors(temporary):
-                    _write_round(dataset, rounds[number] if number < len(rounds) else [], parallel)
-    except Exception:  # agreed: every rank is here, and closing is collective
-        with suppress(Exception):
-            file.close()
+                    dataset.id.write(*arguments)
+    except BaseException as error:
+        # an Exception is agreed, so every rank is here; any other may be one rank's, and closing is collective
+        if isinstance(error, Exception) or not parallel:
+            with suppress(OSError, RuntimeError):
+                file.close()
         raise
     with together(comm), disk_errors(temporary):
         file.close()
@@ -132,8 +138,8 @@ def _rounds(runs):
     return rounds
 
 
-def _write_round(dataset, runs, parallel):
-    """One write of the union of `runs`; with `parallel` collective, and `runs` may be empty."""
+def _prepare_round(dataset, runs, parallel):
+    """Arguments of one write of the union of `runs`; with `parallel` a collective one, and `runs` may be empty."""
     # The buffer has the dataset's own type: HDF5 silently makes a converting collective write independent.
     buffer = np.concatenate([values for _, values in runs] or [np.empty(0)]).astype(dataset.dtype)
     chosen = dataset.id.get_space()
@@ -143,7 +149,7 @@ def _write_round(dataset, runs, parallel):
     transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
     if parallel:
         transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
-    dataset.id.write(h5py.h5s.create_simple((buffer.size,)), chosen, buffer, dxpl=transfer)
+    return h5py.h5s.create_simple((buffer.size,)), chosen, buffer, None, transfer
 
 
 def _complete(temporary, target, attributes, totals, checksums):
@@ -151,7 +157,7 @@ def _complete(temporary, target, attributes, totals, checksums):
     described = {name: [total, dtype.str] for name, (total, dtype) in totals.items()}
     attributes = {**attributes, "format": FORMAT, "format_version": FORMAT_VERSION, "complete": True, "datasets": json.dumps(described)}
     attributes = {name: _plain(attributes[name], name) for name in sorted(attributes)}
-    with disk_errors(temporary), h5py.File(temporary, "r+") as file:
+    with disk_errors(temporary), closing(h5py.File(temporary, "r+")) as file:
         for name, values in checksums.items():
             file.create_dataset(f"checksums/{name}", data=values, dtype="<u4", track_times=False)
         for name, value in attributes.items():
@@ -194,16 +200,24 @@ def _my_share(items, comm):
     return items[low:high]
 
 
-def _checksums_on_root(temporary, comm, totals):
-    """{dataset: uint32 […]} of what is on the disk, on rank 0; every rank reads its share. Collective."""
-    pieces = _checked_pieces(totals)
+def _checksums_on_root(temporary, comm, pieces, totals):
+    """{dataset: uint32 […]} of what is on the disk, on rank 0; every rank reads its share. Collective.
+
+    Every rank first compares what it wrote with what is there: not every MPI library tells that a write failed, and a checksum
+    of wrong data would hold.
+    """
+    checked = _checked_pieces(totals)
     with together(comm), disk_errors(temporary), h5py.File(temporary, "r") as file:
-        mine = [_checksum(file[name], low, high, totals[name][1]) for name, low, high in _my_share(pieces, comm)]
+        for name, runs in pieces.items():
+            for start, values in runs:
+                if not np.array_equal(file[name][start : start + values.size], values.astype(totals[name][1]), equal_nan=True):
+                    raise InputError(f"cannot write {temporary}: {name} does not read back as it was written (is the disk full?)")
+        mine = [_checksum(file[name], low, high, totals[name][1]) for name, low, high in _my_share(checked, comm)]
     shares = comm.gather(mine)
     if comm.rank != 0:
         return None
     found = {name: [] for name in totals}
-    for (name, _, _), value in zip(pieces, (value for share in shares for value in share), strict=True):
+    for (name, _, _), value in zip(checked, (value for share in shares for value in share), strict=True):
         found[name].append(value)
     return {name: np.array(values, dtype=np.uint32) for name, values in found.items()}
 

@@ -1,7 +1,8 @@
 """Opening HDF5 files, and errors of the disk as errors of the user."""
 
 import os
-from contextlib import contextmanager
+import re
+from contextlib import contextmanager, suppress
 
 import h5py
 
@@ -26,12 +27,28 @@ def open_hdf5(path, what, mode="r"):
 
 
 @contextmanager
+def closing(file):
+    """`with closing(file):` closes an h5py.File; when it fails after another error, that one counts. Not collective."""
+    try:
+        yield file
+    except BaseException:
+        with suppress(OSError, RuntimeError):
+            file.close()
+        raise
+    file.close()
+
+
+@contextmanager
 def disk_errors(path):
     """What goes wrong on the disk while `path` is written (space, quota, a lost mount) becomes an InputError. Not collective."""
     try:
         yield
-    except OSError as error:
-        raise InputError(f"cannot write {path!s}: {error.strerror or _one_line(error)}") from error
+    except InputError:
+        raise
+    except (OSError, RuntimeError) as error:  # HDF5 raises both
+        said = re.search(r"error message = '([^']*)'", str(error))
+        reason = said[1] if said else os.strerror(error.errno) if getattr(error, "errno", None) else _one_line(error)
+        raise InputError(f"cannot write {path!s}: {reason}") from error
 
 
 def _one_line(error):
