@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,7 @@ def read_npy(path, rows=0):
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = "it is no .npy file, or holds Python objects" if "pickle" in str(error) else error
+        reason = "it is no .npy file, or holds Python objects" if re.search("pickle|Python objects", str(error)) else error
         raise InputError(f"cannot read {path}: {reason}") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"cannot read {path}: it holds several arrays, save one as .npy")
@@ -123,7 +124,7 @@ def _checked_arrays(loss, inputs, targets, names):
         if targets.ndim != 1 or targets.dtype.kind not in "iu":
             what = f"{targets.dtype} of shape {list(targets.shape)}"
             raise InputError(f"{names[1]}: cross-entropy needs integer labels [n], this is {what}")
-        if targets.dtype.kind == "u" and len(targets) and targets.max() > np.iinfo(np.int64).max:
+        if targets.dtype.kind == "u" and len(targets) and int(targets.max()) > np.iinfo(np.int64).max:
             raise InputError(f"{names[1]}: label {targets.max()} is out of range")
         targets = np.ascontiguousarray(targets, np.int64)
     if len(targets) != len(inputs):
