@@ -73,7 +73,9 @@ void eliminate_definite(Array<const double, 1> A, Index order, Array<const S, 1>
       n != std::int64_t(log_abs.shape(0)) || n != std::int64_t(redundant.shape(0)))
     throw std::invalid_argument("eliminate: sizes of the blocks do not match");
   nb::gil_scoped_release release;
-  for_each_task(n, [&](std::int64_t i) {
+  double work = 0;
+  for (std::int64_t i = 0; i < n; ++i) work += std::pow(double(s[i] + r[i]), 3);
+  for_each_task(n, work, [&](std::int64_t i) {
     const std::int64_t c = s[i] + r[i], *rows = order.data() + c0[i];
     for (std::int64_t p = 0; p < c; ++p)
       if (rows[p] < 0 || rows[p] >= c) throw std::invalid_argument("eliminate: order is not a permutation");

@@ -121,7 +121,9 @@ void run(const Batch<S, T>& b, std::int64_t n) {
     for (; begin < end; begin += kChunk)
       tasks.push_back({static_cast<std::int64_t>(groups.size()) - 1, begin, std::min(begin + kChunk, end)});
   }
-  for_each_task(static_cast<std::int64_t>(tasks.size()),
+  double work = 0;
+  for (const std::int64_t i : by_row) work += double(b.rows[i]) * double(b.cols[i]) * b.k;
+  for_each_task(static_cast<std::int64_t>(tasks.size()), work,
                 [&](std::int64_t t) { run_task(b, groups[tasks[t].group], tasks[t].begin, tasks[t].end); });
 }
 

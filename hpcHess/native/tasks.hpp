@@ -27,13 +27,16 @@ class SerialBlas {  // a pthreads OpenBLAS would start its own threads in every 
   int before_ = 1;
 };
 
+constexpr double kWorthThreads = 1 << 20;  // multiplications below which waking threads costs more than they save
+
 // run(i) for i in [0, n), in any order; what a task computes must not depend on the number of threads.
+// `work` is the number of multiplications of all tasks together, roughly.
 // The first exception is rethrown on the calling thread.
 template <class Run>
-void for_each_task(std::int64_t n, const Run& run) {
+void for_each_task(std::int64_t n, double work, const Run& run) {
   SerialBlas serial;
   std::exception_ptr failure;
-#pragma omp parallel for schedule(dynamic, 1) if (n > 1)
+#pragma omp parallel for schedule(dynamic, 1) if (n > 1 && work > kWorthThreads)
   for (std::int64_t i = 0; i < n; ++i) {
     try {
       run(i);
