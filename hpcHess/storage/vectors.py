@@ -47,14 +47,13 @@ def _opened(spec, what):
     path, name = _split(spec, what)
     if name is None:
         try:
-            source = np.load(path, mmap_mode="r", allow_pickle=False)
+            source = np.lib.format.open_memmap(path, mode="r")
         except FileNotFoundError as error:
             raise InputError(f"{what} {path} does not exist") from error
         except (OSError, ValueError, EOFError) as error:
-            reason = "it holds pickled objects" if "pickle" in str(error).lower() else "it is no readable .npy file, or truncated"
+            objects = "Python objects" in str(error)
+            reason = "it holds Python objects, which are never unpickled" if objects else "it is no .npy file of one array, or truncated"
             raise InputError(f"{what} {path} cannot be read: {reason}") from error
-        if not isinstance(source, np.ndarray):
-            raise InputError(f"{what} {path} is an archive of arrays, not one array; give a .npy file")
         yield source
         return
     with open_hdf5(path, what) as file:
