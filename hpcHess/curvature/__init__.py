@@ -1,0 +1,1 @@
+"""Curvature operators: products, diagonal, entries, probes."""
