@@ -15,15 +15,19 @@ if [ -e "$SLURM_CONF" ] && [ -s "$directory/slurmctld.pid" ]; then
   done
 fi
 
-# end DAEMON: by its pid file, and only if that process is such a daemon
+# runs PID DAEMON: whether that process is such a daemon (a zombie has no executable)
+runs() { [ "$(basename "$(readlink "/proc/$1/exe")" 2>/dev/null)" = "$2" ]; }
+
+# end DAEMON: by its pid file; SIGKILL after 5 s
 end() {
-  local pid
+  local pid signal
   pid=$(cat "$directory/$1.pid" 2>/dev/null) || return 0
   for signal in TERM KILL; do
-    for _ in $(seq 50); do
-      [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ] || return 0
-      if [ "$signal" != sent ]; then kill -"$signal" "$pid"; signal=sent; fi
-      sleep 0.1
+    runs "$pid" "$1" || return 0
+    kill -"$signal" "$pid"
+    for _ in $(seq 100); do
+      runs "$pid" "$1" || return 0
+      sleep 0.05
     done
   done
 }
