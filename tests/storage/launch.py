@@ -24,10 +24,12 @@ def outside_mpi():
 
 
 def command(ranks, *arguments):
-    return ["timeout", "-k", "5", "60", "mpiexec", "-n", str(ranks), sys.executable, *map(str, arguments)]
+    launcher = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
+    return [*launcher, sys.executable, *map(str, arguments)]
 
 
 def launch(ranks, *arguments):
-    """Run `python arguments…` on `ranks` ranks; CompletedProcess with text output."""
+    """Run `python arguments…` on `ranks` ranks (one: without mpiexec); CompletedProcess with text output."""
     environment = {**FOR_MANY_RANKS, **outside_mpi()}
-    return subprocess.run(command(ranks, *arguments), env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    command_line = command(ranks, *arguments)
+    return subprocess.run(command_line, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)

@@ -1,0 +1,105 @@
+"""mpiexec -n P python -m hpcHess.info F.h5 [--json] [--verify]: what a factor file holds, what was asked and what was reached."""
+
+import argparse
+import json
+
+from hpcHess.runtime.errors import DONE
+from hpcHess.runtime.session import run_driver
+from hpcHess.storage.factor_file import FactorFile
+
+
+def build_parser():
+    """Arguments of the driver."""
+    parser = argparse.ArgumentParser(prog="hpcHess.info", description=__doc__)
+    parser.add_argument("factors", metavar="F.h5", help="factor file of hpcHess.compress")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output and nothing else")
+    parser.add_argument("--verify", action="store_true", help="also read all data and compare the checksums (the ranks share the work)")
+    return parser
+
+
+def main(session, args):
+    """Print the summary of a factor file. Collective; without --verify only attributes are read."""
+    with FactorFile(args.factors, session.comm, verify=False) as file:
+        if args.verify:
+            with session.phase("verify"):
+                file.verify()
+        summary = summarize(file, args.verify)
+    session.output(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else describe(summary))
+    return DONE
+
+
+def summarize(file, verified):
+    """One dict of everything the attributes tell: the report's keys, `format` (of the matrix), sizes, provenance, job. Not collective."""
+    given = file.attributes
+    return {
+        "path": file.path,
+        "format": given["matrix_format"],
+        "complete": given["complete"],
+        "checksums_verified": bool(verified),
+        **{key: given[key] for key in ("n_params", "n_alive", "depth", "leaf_size", "dtype", "format_version")},
+        **json.loads(given["report"], parse_constant=lambda _: None),  # NaN and Infinity are no JSON
+        "woodbury_damping": given.get("woodbury_damping"),
+        "provenance": json.loads(given["provenance"]),
+        "job_directory": given["job_directory"],
+        "job": given["job"],
+    }
+
+
+def describe(summary):
+    """The same as text: a line for every fact, and the table of the levels."""
+    dead = summary["n_params"] - summary["n_alive"]
+    lines = [
+        f"{summary['path']}: {summary['format'].upper()} matrix, N = {summary['n_params']} ({dead} dead), depth {summary['depth']}, "
+        f"leaves ≤ {summary['leaf_size']}, {summary['dtype']}",
+        _storage(summary),
+        _error(summary),
+    ]
+    for key, text in (("norm_frobenius", "‖H‖_F"), ("lambda_max", "λ_max"), ("error_spectral", "‖H̃ − H‖₂")):
+        if summary.get(key) is not None:
+            lines.append(f"{text + ' ≈':<12}{summary[key]:.4g}")
+    damping = summary["woodbury_damping"]
+    lines.append(f"solver      {'no factors stored' if damping is None else f'Woodbury factors for damping {damping:g}'}")
+    lines += ["", *_levels(summary.get("levels", [])), "", *_provenance(summary)]
+    lines += [f"warning: {text}" for text in summary.get("warnings", [])]
+    return "\n".join(lines)
+
+
+def _storage(summary):
+    return (
+        f"storage     {summary['storage_entries']:,} numbers, {summary['storage_bytes']:,} bytes, {summary['storage_percent']:.4g} % of N²"
+        f" (checksums {'verified' if summary['checksums_verified'] else 'not tried: --verify'})"
+    )
+
+
+def _error(summary):
+    error = summary["error_estimate"]
+    value, low, high = ("?" if error[key] is None else f"{error[key]:.3g}" for key in ("value", "low", "high"))
+    confidence = 100 * error.get("confidence", 0.95)
+    return (
+        f"error       {value} of ‖H‖_F, {confidence:.0f} % interval {low} … {high} ({error['probes']} probes); "
+        f"asked rtol = {summary['rtol']:g}: {'met' if summary['rtol_met'] else 'NOT MET'}"
+    )
+
+
+def _levels(levels):
+    yield f"{'level':>5} {'nodes':>8} {'rank min':>9} {'mean':>9} {'max':>6} {'bytes':>16}"
+    for row in levels:
+        yield (
+            f"{row['level']:>5} {row['nodes']:>8} {row['rank_min']:>9} {row['rank_mean']:>9.1f} {row['rank_max']:>6} {row['bytes']:>16,}"
+        )
+
+
+def _provenance(summary):
+    origin = dict(summary["provenance"])
+    versions, timings = origin.pop("versions", {}), origin.pop("timings", None) or summary.get("timings", {})
+    yield "written     " + ", ".join(f"{key} {value}" for key, value in origin.items() if value is not None and not key.endswith("_hash"))
+    yield "with        " + ", ".join(f"{name} {version}" for name, version in versions.items())
+    for key in ("network_hash", "data_hash"):
+        if origin.get(key):
+            yield f"{key.removesuffix('_hash'):<12}sha256 {origin[key]}"
+    if timings:
+        yield "seconds     " + ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in timings.items())
+
+
+if __name__ == "__main__":
+    run_driver("info", build_parser, main)
