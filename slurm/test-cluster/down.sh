@@ -16,7 +16,7 @@ if [ -e "$SLURM_CONF" ] && [ -s "$directory/slurmctld.pid" ]; then
 fi
 
 # runs PID DAEMON: whether that process is such a daemon (a zombie has no executable)
-runs() { [ "$(basename "$(readlink "/proc/$1/exe")" 2>/dev/null)" = "$2" ]; }
+runs() { [ "$(cat "/proc/$1/comm" 2>/dev/null)" = "$2" ] && readlink "/proc/$1/exe" >/dev/null; }
 
 # end DAEMON: by its pid file; SIGKILL after 5 s
 end() {
