@@ -109,11 +109,11 @@ def _run(name, build_parser, main, arguments, votes):
                 status = main(session, args) or DONE
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else DONE if error.code is None else INTERNAL_ERROR
-        message = error.code if isinstance(error.code, str) else ""
+        message = error.code if isinstance(error.code, str) else f"left with status {status}" if status else ""
     except BaseException as error:
-        status, message = _explain(error)
-        trace = traceback.format_exc()
-    return _leave(votes, status, message, trace if show_trace else "")
+        status, message = _explain(error, "" if show_trace else " (use --traceback)")
+        trace = traceback.format_exc() if show_trace else ""
+    return _leave(votes, status, message, trace)
 
 
 def split_petsc_options(arguments):
@@ -207,14 +207,14 @@ def _warnings_said_by(session):
         warnings.showwarning = shown
 
 
-def _explain(error):
-    """(exit status, one line) of an exception."""
+def _explain(error, hint):
+    """(exit status, one line) of an exception; `hint` ends the line of an internal error."""
     if isinstance(error, InputError):
         return BAD_INPUT, _one_line(error)
     if isinstance(error, (_Stopped, KeyboardInterrupt)):
         number = error.args[0] if isinstance(error, _Stopped) else signal.SIGINT
         return 128 + number, f"stopped by {signal.Signals(number).name}"
-    return INTERNAL_ERROR, f"internal error: {type(error).__name__}: {_one_line(error)} (use --traceback)"
+    return INTERNAL_ERROR, f"internal error: {type(error).__name__}: {_one_line(error)}{hint}"
 
 
 def _leave(votes, status, message, trace):

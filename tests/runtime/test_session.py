@@ -84,6 +84,8 @@ def test_the_worst_of_different_statuses_is_everyones():
         (InputError("rtol is -1:\nit must be positive"), 2, "hpcHess: error: rtol is -1: it must be positive\n"),
         (KeyError("lost"), 1, "hpcHess: error: internal error: KeyError: 'lost' (use --traceback)\n"),
         (SystemExit("no more"), 1, "hpcHess: error: no more\n"),
+        (SystemExit(4), 4, "hpcHess: error: left with status 4\n"),
+        (SystemExit(0), 0, ""),
     ],
 )
 def test_an_error_of_all_ranks_is_one_line(error, status, line, capfd):
