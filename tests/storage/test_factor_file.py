@@ -15,7 +15,7 @@ from mpi4py import MPI
 from hpcHess.runtime.errors import InputError
 from hpcHess.storage import factor_file
 from hpcHess.storage.factor_file import FactorFile, check_writable, write
-from tests.storage.launch import FOR_MANY_RANKS, command, outside_mpi
+from tests.storage.launch import FOR_MANY_RANKS, command, launch, outside_mpi
 
 LENGTH = 3 * (factor_file.CHECKED_BYTES // 8) + 17  # four checksums
 ATTRIBUTES = {"matrix_format": "hss", "n_params": 7, "report": '{"rtol": 1e-3}', "scale": 0.1, "good": True, "name": "H̃"}
@@ -350,3 +350,43 @@ def test_link_is_followed(comm, shared_tmp):
 def test_copy_is_as_good(comm, path):
     on_root_only(comm, lambda: shutil.copy(path, path.parent / "copy.h5"))
     FactorFile(path.parent / "copy.h5", comm).close()
+
+
+SERIAL = """
+import os, sys
+from mpi4py import MPI
+
+for name in ("OMPI_COMM_WORLD_SIZE", "H5PY_ALWAYS_USE_MPI"):  # Debian's h5py chooses its build by them
+    os.environ.pop(name, None)
+import h5py
+import numpy as np
+from hpcHess.runtime.errors import InputError
+from hpcHess.storage.factor_file import FactorFile, write
+
+comm, path = MPI.COMM_WORLD, sys.argv[1]
+if h5py.get_config().mpi:
+    print("parallel", flush=True)
+elif comm.size == 1:
+    write(path, comm, {}, {"x": [(0, np.arange(5))]}, {"x": (5, np.int64)})
+else:
+    with FactorFile(path, comm) as file:
+        assert np.array_equal(file.read_all("x"), np.arange(5))
+    try:
+        write(path, comm, {}, {}, {"x": (0, np.int64)})
+    except InputError as error:
+        assert "without MPI" in str(error)
+        print("refused", flush=True)
+"""
+
+
+@pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts its own mpiexec")
+def test_serial_hdf5_writes_on_one_rank_and_reads_on_many(shared_tmp):
+    script = shared_tmp / "serial.py"
+    script.write_text(SERIAL)
+    written = launch(1, script, shared_tmp / "F.h5")
+    assert written.returncode == 0, written.stderr
+    if "parallel" in written.stdout:
+        pytest.skip("this h5py has no serial build")
+    done = launch(2, script, shared_tmp / "F.h5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("refused") == 2
