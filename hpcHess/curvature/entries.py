@@ -1,103 +1,181 @@
-"""Exact entries of Gram-type curvature matrices, grouped by neuron pairs.
+"""Exact entries of Gram-type curvature matrices, grouped by neurons.
 
     H_jk = (1/n) Σ_i x_iq x_iq' κ_i(p, p'),   κ_i(p, p') = ⟨C_i e_p, C_i e_p'⟩,   j = (ℓ, p, q), k = (ℓ', p', q')
 
-κ(p, p') is one vector over the samples; all entries of a neuron p with a set of columns are one matrix product with inner
-dimension n: O(n) an entry, plus n·d for every pair of neurons that meets in the block.
+* Where both factors are the same for all samples up to a scalar, C_i e_p = g_ip M e_p (squared error, last two layers),
+      H_IJ = ⟨M e_p, M e_p'⟩ ∘ (1/n) A_I A_Jᵀ,   A_I = (g_ip x_iq) [|I|, n]:  one matrix product a block.
+* Else for every neuron p of I:  H_{I_p, J} = (1/n) X_{I_p} (κ(p, ·) ∘ X_J)ᵀ, where κ(p, p') [n] is made once for every neuron p'
+  of J: #p·#p'·n·r + #p·|J|·n + |I||J|·n operations in place of the |I||J|·n·d of the Jacobian's Gram matrix.
+
+Samples are taken in pieces that stay in the cache; sums over pieces are in float64.
 """
 
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
 
+_PIECE = 1 << 16  # numbers in one [|J|, samples] temporary of the second kind
+_ROWS = 1 << 21  # numbers in one [|I|, samples] temporary of the first kind
+
 
 class Entries:
-    """Evaluates entries from `Samples`. Neurons are numbered through all layers; input q = d_{ℓ−1} is the bias."""
+    """Evaluates entries from `Samples`, for parameters in PyTorch's order. Not collective."""
 
-    def __init__(self, samples):
-        self.samples = samples
-        neuron, row, n_before, rows_before = [], [], 0, 0
-        for W, b in zip(samples.weights, samples.biases):
-            out, inner = W.shape
-            neuron.append(np.repeat(np.arange(out, dtype=np.int32) + n_before, inner))
-            row.append(np.tile(np.arange(inner, dtype=np.int32) + rows_before, out))
-            if b is not None:
-                neuron.append(np.arange(out, dtype=np.int32) + n_before)
-                row.append(np.full(out, inner + rows_before, np.int32))
-            n_before, rows_before = n_before + out, rows_before + inner + 1
-        self._neuron, self._row = np.concatenate(neuron), np.concatenate(row)
-        self._layer_starts = np.concatenate([[0], np.cumsum([len(W) for W in samples.weights])])
-        self._row_starts = np.concatenate([[0], np.cumsum([W.shape[1] + 1 for W in samples.weights])])
+    def __init__(self, network, samples):
+        self.samples, self.n_params = samples, network.n_params
+        self._starts = np.array([at for at, _ in network.layer_offsets] + [network.n_params], np.int64)
+        self._inner = np.array(samples.widths[:-1], np.int64)
+        self._n_weights = np.array([W.size for W in network.weights], np.int64)
+        first = samples.n_layers if samples.M[-1] is None else max(0, samples.n_layers - 2)
+        self._separable = int(samples.neuron_starts[first])  # neurons from here on have C_i e_p = g_ip M e_p
+        self._gram = None if first == samples.n_layers else self._shared_gram(first)
+
+    def _shared_gram(self, first):
+        """⟨M e_p, M e_p'⟩ for the neurons of the layers from `first`, in the samples' type."""
+        M = np.concatenate(self.samples.M[first:])
+        gram = M @ M.T
+        last = self.samples.widths[-1]
+        gram[-last:, -last:] = 2 * np.eye(last)
+        return gram.astype(self.samples.dtype)
+
+    def locate(self, indices):
+        """(neuron numbered through all layers, row of `samples.X`) of parameters."""
+        indices = np.asarray(indices, np.int64)
+        layer = np.searchsorted(self._starts, indices, side="right") - 1
+        local, inner = indices - self._starts[layer], self._inner[layer]
+        is_bias = local >= self._n_weights[layer]
+        neuron, column = np.divmod(local, inner)
+        neuron = np.where(is_bias, local - self._n_weights[layer], neuron)
+        column = np.where(is_bias, inner, column)
+        return neuron + self.samples.neuron_starts[layer], column + self.samples.row_starts[layer]
 
     def block(self, I, J):
-        """H[I, J], [|I|, |J|]."""
-        I, J = np.asarray(I, np.int64), np.asarray(J, np.int64)
-        neurons_I, of_I = np.unique(self._neuron[I], return_inverse=True)
-        neurons_J, of_J = np.unique(self._neuron[J], return_inverse=True)
-        if len(neurons_J) < len(neurons_I):
-            return self.block(J, I).T
-        result = np.zeros((len(I), len(J)), self.samples.dtype)
-        X_J = self._inputs(self._row[J])
-        for at, p in enumerate(neurons_I):
-            mine = np.flatnonzero(of_I == at)
-            kappa, meets = self._kappa(p, neurons_J)
-            X_I = self._inputs(self._row[I[mine]])
-            columns = np.flatnonzero(meets[of_J]) if not meets.all() else slice(None)
-            weighted = X_J[columns] * kappa[of_J[columns]]
-            result[mine[:, None], np.arange(len(J))[columns]] = X_I @ weighted.T
-        result /= self.samples.n
-        return result
-
-    def _inputs(self, rows):
-        """Input rows over the samples, [len(rows), n]."""
-        layer = np.searchsorted(self._row_starts, rows, side="right") - 1
-        if len(rows) and layer.min() == layer.max():
-            return self.samples.inputs_t[layer[0]][rows - self._row_starts[layer[0]]]
-        result = np.empty((len(rows), self.samples.n), self.samples.dtype)
-        for each in np.unique(layer):
-            result[layer == each] = self.samples.inputs_t[each][rows[layer == each] - self._row_starts[each]]
-        return result
-
-    def _kappa(self, p, others):
-        """κ(p, p') for p' in others (sorted), [len(others), n], and whether it can differ from zero, bool [len(others)]."""
-        M_p, g_p = self._factor(p)
-        kappa, meets = np.empty((len(others), self.samples.n), self.samples.dtype), np.ones(len(others), bool)
-        cuts = np.searchsorted(others, self._layer_starts)
-        for layer, (a, b) in enumerate(zip(cuts[:-1], cuts[1:])):
-            if a == b:
-                continue
-            local = others[a:b] - self._layer_starts[layer]
-            M, g = self.samples.M[layer], self.samples.g[layer]
-            if M.ndim == 3:  # per sample: Σ_e C_i[e, p] C_i[e, p']
-                kappa[a:b] = np.einsum("en,pen->pn", M_p, M[local]) if M_p.ndim == 2 else np.einsum("e,pen->pn", M_p, M[local])
-            elif M_p.ndim == 2:
-                kappa[a:b] = M[local] @ M_p
-            else:
-                gram = M[local] @ M_p
-                meets[a:b] = gram != 0
-                kappa[a:b] = gram[:, None]
-            if g is not None:
-                kappa[a:b] *= g[local]
-        if g_p is not None:
-            kappa *= g_p
-        return kappa, meets
-
-    def _factor(self, p):
-        """(M [d, n] or [d], g [n] or None) of one neuron."""
-        layer = int(np.searchsorted(self._layer_starts, p, side="right")) - 1
-        local, g = p - self._layer_starts[layer], self.samples.g[layer]
-        return self.samples.M[layer][local], None if g is None else g[local]
+        """H[I, J], [|I|, |J|], for int64 parameter indices in any order."""
+        return self._block(*self.locate(I), *self.locate(J))
 
     def batch(self, I, starts_I, J, starts_J):
         """`Blocks` of H[I_b, J_b] for flat index arrays cut at the starts [b + 1]."""
-        result = Blocks.shaped(np.empty(int((np.diff(starts_I) * np.diff(starts_J)).sum()), self.samples.dtype), np.diff(starts_I), np.diff(starts_J))
+        result = Blocks.shaped(lambda size: np.empty(size, self.samples.dtype), np.diff(starts_I), np.diff(starts_J))
+        at_I, at_J = self.locate(I), self.locate(J)
         for b in range(len(result)):
-            result[b][...] = self.block(I[starts_I[b] : starts_I[b + 1]], J[starts_J[b] : starts_J[b + 1]])
+            rows, columns = slice(starts_I[b], starts_I[b + 1]), slice(starts_J[b], starts_J[b + 1])
+            result[b][...] = self._block(at_I[0][rows], at_I[1][rows], at_J[0][columns], at_J[1][columns])
         return result
 
-    def own_kernel(self, layer, rows):
-        """κ_i(p, p) of a layer's neurons for a slice of samples, [d_ℓ, len]."""
-        M, g = self.samples.M[layer], self.samples.g[layer]
-        if g is None:
-            return np.einsum("pen,pen->pn", M[:, :, rows], M[:, :, rows])
-        return np.square(g[:, rows]) * np.einsum("pe,pe->p", M, M)[:, None]
+    def _block(self, neuron_I, row_I, neuron_J, row_J):
+        I, J = _Side.sorted(neuron_I, row_I), _Side.sorted(neuron_J, row_J)
+        H = np.zeros((len(neuron_I), len(neuron_J)))  # sums in float64, rows and columns sorted by neuron
+        a, b = np.searchsorted(I.neuron, self._separable), np.searchsorted(J.neuron, self._separable)
+        for rows, columns in ((slice(0, a), slice(0, None)), (slice(a, None), slice(0, b))):
+            self._add_by_neuron(I.part(rows), J.part(columns), H[rows, columns])
+        self._add_separable(I.part(slice(a, None)), J.part(slice(b, None)), H[a:, b:])
+        H /= self.samples.n
+        return H.astype(self.samples.dtype)[I.place][:, J.place]
+
+    def _add_separable(self, I, J, H):
+        """H += ⟨M e_p, M e_p'⟩ ∘ A_I A_Jᵀ."""
+        if not H.size:
+            return
+        same, step = I.equals(J), max(1, _ROWS // max(H.shape))
+        for lo in range(0, self.samples.n, step):
+            piece = slice(lo, min(self.samples.n, lo + step))
+            A_I = self._scaled_inputs(I, piece)
+            H += A_I @ (A_I if same else self._scaled_inputs(J, piece)).T
+        gram = self._gram[np.ix_(I.neurons - self._separable, J.neurons - self._separable)]
+        H *= gram[I.of][:, J.of]
+
+    def _scaled_inputs(self, side, piece):
+        """A = (g_ip x_iq), [len, samples]; g = 1 in the last layer."""
+        A = self.samples.X[side.row, piece]
+        hidden = np.searchsorted(side.neuron, self.samples.neuron_starts[-2])
+        if hidden:
+            A[:hidden] *= self.samples.slopes[side.neuron[:hidden], piece]
+        return A
+
+    def _add_by_neuron(self, I, J, H):
+        """H += Σ_i x_iq x_iq' κ_i(p, p'), neuron by neuron of the side that has fewer."""
+        if not H.size:
+            return
+        if len(J.neurons) < len(I.neurons):
+            I, J, H = J, I, H.T
+        rank = max([1, *(C.shape[1] for C in self.samples.C if C is not None)])
+        step = max(32, _PIECE // max(len(J.row), len(J.neurons) * rank))
+        weighted = np.empty((len(J.row), min(step, self.samples.n)), self.samples.dtype)
+        for lo in range(0, self.samples.n, step):
+            piece = slice(lo, min(self.samples.n, lo + step))
+            X_I, X_J, kernel = self.samples.X[I.row, piece], self.samples.X[J.row, piece], _Kernel(self.samples, J.neurons, piece)
+            B = weighted[:, : X_J.shape[1]]
+            for at, p in enumerate(I.neurons):
+                np.multiply(kernel.row(p)[J.of], X_J, out=B)
+                mine = slice(I.starts[at], I.starts[at + 1])
+                H[mine] += X_I[mine] @ B.T
+
+
+class _Side:
+    """Rows or columns of a block sorted by neuron: `neuron`, `row` [len] of each, the different `neurons`, `of` [len] their
+    numbers among them, `starts` of their groups, and `place` [len], the sorted position of each given index."""
+
+    def __init__(self, neuron, row, place=None):
+        self.neuron, self.row, self.place = neuron, row, place
+        new = np.ones(len(neuron), bool)
+        new[1:] = neuron[1:] != neuron[:-1]
+        self.starts = np.append(np.flatnonzero(new), len(neuron))
+        self.neurons, self.of = neuron[new], np.cumsum(new) - 1
+
+    @classmethod
+    def sorted(cls, neuron, row):
+        order = np.argsort(neuron, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return cls(neuron[order], row[order], place)
+
+    def part(self, rows):
+        return _Side(self.neuron[rows], self.row[rows])
+
+    def equals(self, other):
+        return np.array_equal(self.neuron, other.neuron) and np.array_equal(self.row, other.row)
+
+
+class _Kernel:
+    """κ_i(p, p') for fixed neurons p' (sorted) and a piece of the samples."""
+
+    def __init__(self, samples, neurons, piece):
+        self.samples, self.piece = samples, piece
+        self.values = np.empty((len(neurons), piece.stop - piece.start), samples.dtype)
+        cuts = np.searchsorted(neurons, samples.neuron_starts)
+        self.layers = []  # (layer, which rows of `values`, local neurons, their stored factors)
+        for layer, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+            if a < b:
+                local, C = neurons[a:b] - samples.neuron_starts[layer], samples.C[layer]
+                self.layers.append((layer, slice(a, b), local, None if C is None else C[local, :, piece]))
+
+    def row(self, p):
+        """κ(p, p') [#p', samples]; overwritten by the next call."""
+        samples, piece, column = self.samples, self.piece, self._column(p)
+        for layer, rows, local, C in self.layers:
+            values = self.values[rows]
+            if C is not None:
+                np.einsum("en,pen->pn", column, C, out=values)
+            elif samples.p is not None:
+                np.multiply(np.sqrt(samples.p[local, piece]), column[local], out=values)
+            else:
+                np.matmul(samples.M[layer][local].astype(samples.dtype), column, out=values)
+                if layer < samples.n_layers - 1:
+                    values *= samples.slope(layer)[local, piece]
+        return self.values
+
+    def _column(self, p):
+        """C_i e_p, [r, samples]."""
+        samples, piece = self.samples, self.piece
+        layer = int(np.searchsorted(samples.neuron_starts, p, side="right")) - 1
+        local = p - samples.neuron_starts[layer]
+        if samples.C[layer] is not None:
+            return samples.C[layer][local, :, piece]
+        if samples.p is not None:  # √p_e (δ_ep − p_p)
+            column = np.sqrt(samples.p[:, piece])
+            own = column[local] * samples.rest[local, piece]
+            column *= -samples.p[local, piece]
+            column[local] = own
+            return column
+        g = samples.slope(layer)[local, piece] if layer < samples.n_layers - 1 else np.ones(piece.stop - piece.start, samples.dtype)
+        return samples.M[layer][local].astype(samples.dtype)[:, None] * g

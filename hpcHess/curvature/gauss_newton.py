@@ -3,14 +3,19 @@
 import numpy as np
 from mpi4py import MPI
 
+from hpcHess import backend as backends
 from hpcHess.curvature.entries import Entries
-from hpcHess.curvature.products import partial_probe, partial_product
+from hpcHess.curvature.products import Products
 from hpcHess.curvature.samples import Samples
+from hpcHess.networks.problem import checked_data
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.ownership import row_starts
-from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
+
+PRODUCT_BYTES = 1 << 28  # of a block of columns of `matmat_rows`
+_MESSAGE = 1 << 28  # numbers
+_SAMPLES = 4096  # of one step of the diagonal
 
 
 class GaussNewton:
@@ -24,26 +29,28 @@ class GaussNewton:
 
     network   `networks.network.Network`
     inputs    [n, d_0], whole on every rank (read-only shared memory is fine)
-    targets   not needed: H does not depend on them
+    targets   H does not depend on them; when given they are checked
     dtype     of products and entries, float64 or float32
-    Making it is collective over `comm`; the samples' activations lie once per host, samples are split over the ranks for products.
-    Raises InputError for inputs of the wrong width.
+    backend   name or object of the arrays that products use
+
+    Making it is collective over `comm`; what the network does with the samples lies once per host (`Samples`), samples are split
+    over the ranks for products. Raises InputError for inputs or targets that do not fit (`networks.problem.checked_data`).
     """
 
-    def __init__(self, network, inputs, targets=None, comm=MPI.COMM_WORLD, dtype=np.float64):
-        self.comm, self.network, self.dtype = comm, network, np.dtype(dtype)
+    def __init__(self, network, inputs, targets=None, comm=MPI.COMM_WORLD, dtype=np.float64, backend="auto"):
+        self.comm, self.network = comm, network
         with together(comm):
-            if np.ndim(inputs) != 2 or np.shape(inputs)[1] != network.n_inputs or not len(inputs):
-                raise InputError(f"inputs of shape {np.shape(inputs)} do not fit a network of {network.n_inputs} inputs")
-            if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-                raise InputError(f"dtype must be float32 or float64, not {dtype}")
+            self.dtype = _checked_dtype(dtype)
+            inputs = _checked_inputs(network, inputs, targets)
+            arrays = backends.get(backend) if isinstance(backend, str) else backend
         self.n_params, self.n_samples, self.n_outputs = network.n_params, len(inputs), network.n_outputs
-        self.samples = Samples(network, inputs, comm, self.dtype)
-        self._entries = Entries(self.samples)
         bounds = row_starts(self.n_samples, comm.size)
-        self.rows = slice(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
+        self.mine = slice(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
         self.parameter_starts = row_starts(self.n_params, comm.size)
-        self.alive = self._alive()
+        self.samples = Samples(network, inputs, comm, self.dtype)
+        self._products = Products(network, self.samples, self.mine, arrays)
+        self._entries = Entries(network, self.samples)
+        self.alive = np.flatnonzero(self._by_parameter(self._sees, np.float32, MPI.MAX)).astype(np.int64)
 
     @property
     def shape(self):
@@ -51,39 +58,29 @@ class GaussNewton:
         return self.n_params, self.n_params
 
     def partial_matmat(self, V):
-        """The share of this rank's samples of HV: [N, k] → [N, k]; the sum over ranks is HV. Not collective."""
-        return partial_product(self.samples, self.rows, V)
+        """The share of this rank's samples of HV: [N, k] → [N, k], row-major; the sum over ranks is HV. Not collective."""
+        return self._products.matmat(V)
 
     def matmat(self, V):
         """HV for V [N] or [N, k], whole on every rank, as is the result. Collective."""
         V = np.asarray(V)
         if V.shape[:1] != (self.n_params,) or V.ndim > 2:
             raise ValueError(f"a vector of shape {V.shape} does not fit a matrix of {self.n_params} parameters")
-        lo, hi = self.parameter_starts[self.comm.rank : self.comm.rank + 2]
-        rows = self.matmat_rows(V.reshape(self.n_params, -1)[lo:hi])
-        return gather_rows(self.comm, rows, self.parameter_starts).reshape(V.shape)
+        return self._reduce(self.partial_matmat(V.reshape(self.n_params, -1))).reshape(V.shape)
 
     __matmul__ = matmat
 
     def matmat_rows(self, V):
         """HV in parameter rows (`parallel.ownership.row_starts`), [n_local, k] → [n_local, k]. Collective."""
-        result, width = np.empty(V.shape, self.dtype), max(1, (1 << 28) // (self.n_params * self.dtype.itemsize))
+        result, width = np.empty(V.shape, self.dtype), max(1, PRODUCT_BYTES // (self.n_params * self.dtype.itemsize))
         for a in range(0, V.shape[1], width):
             whole = gather_rows(self.comm, np.ascontiguousarray(V[:, a : a + width], self.dtype), self.parameter_starts)
             result[:, a : a + width] = reduce_rows(self.comm, self.partial_matmat(whole), self.parameter_starts)
         return result
 
     def diagonal(self):
-        """H_jj = (1/n) Σ_i x_iq² κ_i(p, p), [N], exact. Collective."""
-        parts = []
-        for layer, X in enumerate(self.samples.inputs_t):
-            D = self._entries.own_kernel(layer, self.rows) @ np.square(X[:, self.rows]).T / self.n_samples
-            parts.append(D[:, :-1].ravel())
-            if self.samples.biases[layer] is not None:
-                parts.append(D[:, -1])
-        result = np.concatenate(parts)
-        self.comm.Allreduce(MPI.IN_PLACE, result)
-        return result
+        """H_jj = (1/n) Σ_i x_iq² κ_i(p, p), [N], exact, sums in float64. Collective."""
+        return (self._by_parameter(self._squares, np.float64, MPI.SUM) / self.n_samples).astype(self.dtype)
 
     def entries(self, I, J):
         """Exact H[I, J], [|I|, |J|], for int64 parameter indices. Not collective."""
@@ -98,34 +95,60 @@ class GaussNewton:
 
         Not collective.
         """
-        d = self.n_outputs
-
-        def xi(block, columns):
-            drawn = gaussian_rows(seed, "probe", block.start * d, block.stop * d, range(columns.start, columns.stop), np.float32)
-            return drawn.reshape(block.stop - block.start, d, -1).transpose(0, 2, 1)
-
-        return partial_probe(self.samples, self.rows, xi, k)
+        return self._products.probe(k, seed)
 
     def probe(self, k, seed=0):
         """Z [N, k] with E ZZᵀ = H, whole on every rank: a Johnson–Lindenstrauss embedding of the Gram vectors. Collective."""
-        Z = np.ascontiguousarray(self.partial_probe(k, seed))
-        self.comm.Allreduce(MPI.IN_PLACE, Z)
-        return Z
+        return self._reduce(self.partial_probe(k, seed))
 
-    def _alive(self):
-        """Parameters whose row is not zero by structure: some sample has both x_iq ≠ 0 and C_i e_p ≠ 0. Sorted int64."""
-        parts = []
-        for layer, X in enumerate(self.samples.inputs_t):
-            M, g = self.samples.M[layer], self.samples.g[layer]
-            sees = np.any(M[:, :, self.rows] != 0, axis=1) if g is None else (g[:, self.rows] != 0) & np.any(M != 0, axis=1)[:, None]
-            meet = sees.astype(np.float32) @ (X[:, self.rows] != 0).astype(np.float32).T > 0
-            parts.append(meet[:, :-1].ravel())
-            if self.samples.biases[layer] is not None:
-                parts.append(meet[:, -1])
-        alive = np.concatenate(parts)
-        self.comm.Allreduce(MPI.IN_PLACE, alive, MPI.LOR)
-        return np.flatnonzero(alive).astype(np.int64)
+    def _sees(self, layer, piece):
+        """Whether some sample has both x_iq ≠ 0 and C_i e_p ≠ 0, [d_ℓ, d_{ℓ−1} + 1] of 0 and 1."""
+        meet = self.samples.active(layer, piece).astype(np.float32) @ (self.samples.inputs(layer)[:, piece] != 0).astype(np.float32).T
+        return (meet > 0).astype(np.float32)
+
+    def _squares(self, layer, piece):
+        """Σ_i x_iq² κ_i(p, p), [d_ℓ, d_{ℓ−1} + 1]."""
+        return self.samples.own_kernel(layer, piece) @ np.square(self.samples.inputs(layer)[:, piece], dtype=np.float64).T
+
+    def _by_parameter(self, part, dtype, operation):
+        """`part(layer, piece)` [d_ℓ, d_{ℓ−1} + 1] combined (MPI.SUM or MPI.MAX) over all samples, in parameter order, [N]. Collective."""
+        combine = np.add if operation == MPI.SUM else np.maximum
+        result = []
+        for layer, (W, b) in enumerate(zip(self.network.weights, self.network.biases, strict=True)):
+            total = np.zeros((W.shape[0], W.shape[1] + 1), dtype)
+            for lo in range(self.mine.start, self.mine.stop, _SAMPLES):
+                combine(total, part(layer, slice(lo, min(self.mine.stop, lo + _SAMPLES))), out=total)
+            result.append(total[:, :-1].ravel())
+            if b is not None:
+                result.append(total[:, -1])
+        return self._reduce(np.concatenate(result), operation)
+
+    def _reduce(self, partial, operation=MPI.SUM):
+        """Combine whole arrays over the ranks, in place, by messages of bounded size. Collective."""
+        flat = partial.reshape(-1)
+        for at in range(0, flat.size, _MESSAGE):
+            self.comm.Allreduce(MPI.IN_PLACE, flat[at : at + _MESSAGE], operation)
+        return partial
 
     def close(self):
-        """Free the host's shared memory. Collective."""
+        """Free the host's shared memory; the operator cannot be used any more. Collective."""
+        self._products = self._entries = None
         self.samples.close()
+
+
+def _checked_dtype(dtype):
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.float64):
+        raise InputError(f"dtype must be float32 or float64, not {dtype}")
+    return found
+
+
+def _checked_inputs(network, inputs, targets):
+    """The inputs as float32 or float64 [n, d_0]; InputError where they or the targets do not fit the network."""
+    if targets is None:  # any valid ones
+        n = len(inputs) if np.ndim(inputs) else 0
+        targets = np.zeros(n, np.int64) if network.loss == "cross-entropy" else np.zeros((n, network.n_outputs), np.float32)
+    return checked_data(network, inputs, targets)[0]

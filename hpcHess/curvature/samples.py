@@ -1,92 +1,152 @@
-"""What the network did with the samples: inputs of every layer, derivatives, and pre-activation factors, once per host.
+"""What the network does with the samples: inputs of every layer, derivatives, and pre-activation factors, once per host.
 
 For sample i and layer ℓ: x_i^{ℓ−1} [d_{ℓ−1}] the layer's input, s'_i^ℓ [d_ℓ], and C_i^ℓ = R_iᵀ ∂z_i/∂a_i^ℓ [d, d_ℓ]:
-C^L = Rᵀ, C^{ℓ−1} = C^ℓ W_ℓ diag(s'^{ℓ−1}). A factor is kept as M ∘ g: M [d_ℓ, d, n] with g = 1 where it differs from
-sample to sample, or M [d_ℓ, d] for all samples and g [d_ℓ, n] where the loss's Hessian is constant (the last two layers).
+
+    C^L = Rᵀ,   C^{ℓ−1} = C^ℓ W_ℓ diag(s'^{ℓ−1}).
+
+Only inner products of columns of C matter, so a cheaper C with the same ones may stand in. Three kinds of layers:
+
+* squared error, ℓ = L−1 and L: C = M diag(g) with one M for all samples, M^L = √2 I, M^{L−1} = √2 W_L, g^{L−1} = s', g^L = 1.
+  With W_L = Q T (QR, if L−1 is narrower) M^{L−1} = √2 T and M^L = √2 Qᵀ, r = min(d, d_{L−1}) rows each (but ⟨M^L e_p, M^L e_p'⟩ = 2 δ_pp').
+* cross-entropy, ℓ = L: C_e = √p_e (δ_ep − p_p), never stored. Every column of every layer's C is orthogonal to √p, hence
+  ⟨C e_p, v⟩ = √p_p v_p for a column v of any layer.
+* all others: C stored sample by sample, [d_ℓ, r, n].
+
+Arrays have the samples last. Factors are computed in float64 and rounded once.
 """
 
 import numpy as np
 
 from hpcHess.networks.activations import ACTIVATIONS
-from hpcHess.networks.losses import LOSSES
+from hpcHess.networks.losses import LOSSES, softmax
 from hpcHess.parallel.shared import HostArray
 
-_BLOCK_BYTES = 1 << 26
+_BLOCK = 1 << 22  # numbers in one temporary of the sweeps
 
 
 class Samples:
-    """Per layer ℓ = 0 … L−1: `inputs[ℓ]` [n, d_ℓ] and its transpose with the bias input 1 in `inputs_t[ℓ]` [d_ℓ + 1, n],
-    `derivatives[ℓ]` [n, d_{ℓ+1}] of hidden layers, `M[ℓ]`, `g[ℓ]` (None where M is per sample), `outputs` [n, d].
+    """Arrays over the samples, one copy per host (all samples on every host):
 
-    Collective; every host's ranks share the work and the memory.
+    X       [Σ (d_{ℓ−1} + 1), n]: the inputs of all layers, each followed by the bias input 1; layer ℓ's rows: `inputs(ℓ)`
+    slopes  [Σ_{ℓ<L} d_ℓ, n]: s' of the hidden layers; layer ℓ's: `slope(ℓ)`
+    p, rest [d, n]: probabilities and 1 − p (cross-entropy, else None)
+    C       list over the layers: [d_ℓ, r, n], or None where the factor is not stored
+    M       list over the layers: [d_ℓ, r] of the shared factors, or None
+
+    Layers count from 0 in code. Collective; every host's ranks share the work.
     """
 
     def __init__(self, network, inputs, comm, dtype):
-        self.network, self.dtype, self.n = network, np.dtype(dtype), len(inputs)
-        self.weights = [np.ascontiguousarray(W, dtype) for W in network.weights]
-        self.biases = [None if b is None else np.ascontiguousarray(b, dtype) for b in network.biases]
-        self._comm, self._held = comm, []
-        widths, n, layers = network.widths, self.n, len(self.weights)
-        self.loss = LOSSES[network.loss]
-        self.inputs = [self._shared((n, width)) for width in widths[:-1]]
-        self.inputs_t = [self._shared((width + 1, n)) for width in widths[:-1]]
-        self.derivatives = [self._shared((n, width)) for width in widths[1:-1]]
-        self.outputs = self._shared((n, widths[-1]))
-        constant = [self.loss.constant and layer >= layers - 2 for layer in range(layers)]
-        self.M = [None if fixed else self._shared((width, widths[-1], n)) for fixed, width in zip(constant, widths[1:])]
-        self.g = [self._shared((width, n)) if fixed else None for fixed, width in zip(constant, widths[1:])]
-        self._fill(inputs)
-        if self.loss.constant:
-            root = self.loss(self.outputs[:1]).root_transposed()
-            self.M[-1] = np.ascontiguousarray(root.T)
-            if layers > 1:
-                self.M[-2] = np.ascontiguousarray((root @ self.weights[-1]).T)
+        self.loss, self.n, self.dtype = LOSSES[network.loss], len(inputs), np.dtype(dtype)
+        self.widths, self.n_layers, self._held = network.widths, network.n_layers, []
+        self.row_starts = np.concatenate([[0], np.cumsum(np.array(self.widths[:-1]) + 1)]).astype(np.int64)
+        self.neuron_starts = np.concatenate([[0], np.cumsum(self.widths[1:])]).astype(np.int64)
+        self.M, self._root = self._shared_factors(network)
+        rank = self.widths[-1] if self._root is None else len(self._root)
+        self.X = self._allocate(comm, (int(self.row_starts[-1]), self.n))
+        self.slopes = self._allocate(comm, (int(self.neuron_starts[-2]), self.n))
+        self.p, self.rest = (None if self.loss.constant else self._allocate(comm, (self.widths[-1], self.n)) for _ in range(2))
+        stored = self.n_layers - (2 if self.loss.constant else 1)
+        self.C = [self._allocate(comm, (width, rank, self.n)) if layer < stored else None for layer, width in enumerate(self.widths[1:])]
+        self._fill(network, inputs)
+
+    def _allocate(self, comm, shape):
+        self._held.append(HostArray(comm, shape, self.dtype))
+        return self._held[-1].array
+
+    def _shared_factors(self, network):
+        """(M list of all layers, √2 W_L or its triangle T [r, d_{L−1}])."""
+        M = [None] * self.n_layers
+        if not self.loss.constant:
+            return M, None
+        if self.n_layers == 1:
+            M[-1] = np.sqrt(2.0) * np.eye(self.widths[-1])
+            root = M[-1]
+        elif self.widths[-1] > self.widths[-2]:
+            basis, triangle = np.linalg.qr(network.weights[-1])
+            M[-2], M[-1], root = np.sqrt(2.0) * triangle.T, np.sqrt(2.0) * basis, np.sqrt(2.0) * triangle
+        else:
+            root = np.sqrt(2.0) * network.weights[-1]
+            M[-2], M[-1] = root.T, np.sqrt(2.0) * np.eye(self.widths[-1])
+        return [None if each is None else np.ascontiguousarray(each) for each in M], root
+
+    def inputs(self, layer):
+        """x of a layer with the bias input last, [d_{ℓ−1} + 1, n]."""
+        return self.X[self.row_starts[layer] : self.row_starts[layer + 1]]
+
+    def slope(self, layer):
+        """s' of a hidden layer, [d_ℓ, n]."""
+        return self.slopes[self.neuron_starts[layer] : self.neuron_starts[layer + 1]]
+
+    def _fill(self, network, inputs):
+        """Forward and backward sweeps in float64 for this rank's share of the host's samples. Collective over the host."""
+        share = self._held[0].share_of(self.n)
+        widest = max(self.widths) * max([1, *(C.shape[1] for C in self.C if C is not None)])
+        step = max(1, _BLOCK // widest)
+        for a in range(share.start, share.stop, step):
+            block = slice(a, min(share.stop, a + step))
+            slopes = self._forward(network, np.asarray(inputs[block], np.float64).T, block)
+            self._backward(network, slopes, block)
         for held in self._held:
             held.fence()
 
-    def _shared(self, shape):
-        self._held.append(HostArray(self._comm, shape, self.dtype))
-        return self._held[-1].array
+    def _forward(self, network, x, block):
+        """Store x, s', p; returns s' of the hidden layers in float64."""
+        activation, slopes = ACTIVATIONS[network.activation], []
+        for layer, (W, b) in enumerate(zip(network.weights, network.biases, strict=True)):
+            rows = self.inputs(layer)[:, block]
+            rows[:-1], rows[-1] = x, 1
+            a = W @ x
+            if b is not None:
+                a += b[:, None]
+            if layer < self.n_layers - 1:
+                x, slope = activation(a)
+                self.slope(layer)[:, block] = slope
+                slopes.append(slope)
+        if self.p is not None:
+            self.p[:, block], self.rest[:, block] = self._probabilities = softmax(a)
+        return slopes
+
+    def _backward(self, network, slopes, block):
+        """Store C of the layers that have one, from the last of them to the first: [d_ℓ, r, samples]."""
+        C = None
+        for layer in range(self.n_layers - 2, -1, -1):
+            W = network.weights[layer + 1]
+            if C is not None:
+                C = (W.T @ C.reshape(len(W), -1)).reshape(W.shape[1], *C.shape[1:]) * slopes[layer][:, None]
+            elif self.p is None:
+                C = self.M[layer][:, :, None] * slopes[layer][:, None]
+            else:  # √p_e (W_ep − Σ_c p_c W_cp) s'_p
+                p = self._probabilities[0]
+                C = (W.T[:, :, None] - (W.T @ p)[:, None]) * (slopes[layer][:, None] * np.sqrt(p))
+            if self.C[layer] is not None:
+                self.C[layer][:, :, block] = C
+
+    def active(self, layer, rows):
+        """Whether C_i e_p ≠ 0, for a slice of samples, bool [d_ℓ, len]."""
+        if self.C[layer] is not None:
+            return self.C[layer][:, :, rows].any(axis=1)
+        if self.p is not None:
+            return (self.p[:, rows] != 0) & (self.rest[:, rows] != 0)
+        shape = self.widths[layer + 1], rows.stop - rows.start
+        if layer == self.n_layers - 1:
+            return np.ones(shape, bool)
+        return self.M[layer].any(axis=1)[:, None] & (self.slope(layer)[:, rows] != 0)
+
+    def own_kernel(self, layer, rows):
+        """κ_i(p, p) for a slice of samples, float64 [d_ℓ, len]."""
+        if self.C[layer] is not None:
+            return np.einsum("pen,pen->pn", self.C[layer][:, :, rows], self.C[layer][:, :, rows], dtype=np.float64)
+        if self.p is not None:
+            return np.multiply(self.p[:, rows], self.rest[:, rows], dtype=np.float64)
+        if layer == self.n_layers - 1:
+            return np.full((self.widths[-1], rows.stop - rows.start), 2.0)
+        return np.square(self.slope(layer)[:, rows], dtype=np.float64) * np.square(self.M[layer]).sum(axis=1)[:, None]
 
     def close(self):
         """Free the host's memory. Collective."""
+        self.X = self.slopes = self.p = self.rest = None
+        self.C = [None] * self.n_layers
         for held in self._held:
             held.close()
         self._held = []
-
-    def _fill(self, inputs):
-        """Forward and backward passes for this rank's share of the host's samples."""
-        widths = self.network.widths
-        share = self._held[0].share_of(self.n)
-        step = max(1, _BLOCK_BYTES // (self.dtype.itemsize * (max(widths) * (1 if self.loss.constant else widths[-1]) + sum(widths))))
-        for a in range(share.start, share.stop, step):
-            block = slice(a, min(share.stop, a + step))
-            self._forward(np.asarray(inputs[block], self.dtype), block)
-            self._backward(block)
-
-    def _forward(self, x, block):
-        activation, last = ACTIVATIONS[self.network.activation], len(self.weights) - 1
-        for layer, (W, b) in enumerate(zip(self.weights, self.biases)):
-            self.inputs[layer][block] = x
-            self.inputs_t[layer][:-1, block], self.inputs_t[layer][-1, block] = x.T, 1
-            a = x @ W.T if b is None else x @ W.T + b
-            if layer == last:
-                self.outputs[block] = a
-            else:
-                x, self.derivatives[layer][block] = activation(a)
-
-    def _backward(self, block):
-        """C^L = Rᵀ, C^{ℓ} = C^{ℓ+1} W_{ℓ+1} diag(s'^ℓ)."""
-        loss, C = self.loss(self.outputs[block]), None
-        for layer in range(len(self.weights) - 1, -1, -1):
-            last = layer == len(self.weights) - 1
-            if self.M[layer] is None:
-                self.g[layer][:, block] = 1 if last else self.derivatives[layer][block].T
-                continue
-            if last:
-                C = loss.root_transposed()
-            else:
-                if C is None:  # below a layer whose factor is √2 W diag(s')
-                    C = np.sqrt(self.dtype.type(2)) * self.weights[layer + 2] * self.derivatives[layer + 1][block][:, None, :]
-                C = (C @ self.weights[layer + 1]) * self.derivatives[layer][block][:, None, :]
-            self.M[layer][:, :, block] = C.transpose(2, 1, 0)

@@ -1,6 +1,21 @@
-"""Second derivatives of the losses with respect to the outputs z: Q = ∂²f/∂z² = R Rᵀ."""
+"""Second derivatives of the losses with respect to the outputs z: Q = ∂²f/∂z² = R Rᵀ, never formed.
+
+Samples come last: U is [k, d, n], what a sample's Q needs is [d, n].
+"""
 
 import numpy as np
+
+
+def softmax(z):
+    """(p, 1 − p) for logits z [d, n]; 1 − p is a sum of the other classes where p is large, accurate for sure samples too."""
+    top, samples = z.argmax(axis=0), np.arange(z.shape[1])
+    e = np.exp(z - z[top, samples])
+    others = e.copy()
+    others[top, samples] = 0
+    others = others.sum(axis=0)  # Σ over the classes but the likeliest, whose e is 1
+    rest = 1 + others - e
+    rest[top, samples] = others
+    return e / (1 + others), rest / (1 + others)
 
 
 class CrossEntropy:
@@ -8,24 +23,17 @@ class CrossEntropy:
 
     constant = False
 
-    def __init__(self, z):
-        e = np.exp(z - z.max(axis=1, keepdims=True))
-        self.p = e / e.sum(axis=1, keepdims=True)
+    @staticmethod
+    def apply_hessian(U, p):
+        """U ← Q U in place: p ∘ (U − Σ p U)."""
+        U -= (U * p).sum(axis=1, keepdims=True)
+        U *= p
 
-    def hessian_product(self, u):
-        """Q u for u [n, k, d]."""
-        pu = self.p[:, None, :] * u
-        return pu - self.p[:, None, :] * pu.sum(axis=2, keepdims=True)
-
-    def root_product(self, u):
-        """R u for u [n, k, d]."""
-        r = np.sqrt(self.p)[:, None, :]
-        return r * u - self.p[:, None, :] * (r * u).sum(axis=2, keepdims=True)
-
-    def root_transposed(self):
-        """Rᵀ [n, d, d]: (Rᵀ)_eo = √p_e (δ_eo − p_o)."""
-        r = np.sqrt(self.p)
-        return r[:, :, None] * (np.eye(self.p.shape[1], dtype=r.dtype) - self.p[:, None, :])
+    @staticmethod
+    def apply_root(U, p):
+        """U ← R U in place: √p ∘ U − p Σ √p U."""
+        U *= np.sqrt(p)
+        U -= p * U.sum(axis=1, keepdims=True)
 
 
 class SquaredError:
@@ -33,20 +41,15 @@ class SquaredError:
 
     constant = True
 
-    def __init__(self, z):
-        self.d, self.dtype = z.shape[1], z.dtype
+    @staticmethod
+    def apply_hessian(U, p=None):
+        """U ← Q U in place."""
+        U *= 2
 
-    def hessian_product(self, u):
-        """Q u for u [n, k, d]."""
-        return 2 * u
-
-    def root_product(self, u):
-        """R u for u [n, k, d]."""
-        return u * u.dtype.type(np.sqrt(2.0))
-
-    def root_transposed(self):
-        """Rᵀ [d, d]."""
-        return np.sqrt(2.0) * np.eye(self.d, dtype=self.dtype)
+    @staticmethod
+    def apply_root(U, p=None):
+        """U ← R U in place."""
+        U *= U.dtype.type(np.sqrt(2.0))
 
 
 LOSSES = {"cross-entropy": CrossEntropy, "squared-error": SquaredError}

@@ -50,7 +50,7 @@ def _collect(host_comm, windows):
         return
     unused = np.array([not window.done.alive for window in windows], np.uint8)
     host_comm.Allreduce(MPI.IN_PLACE, unused, MPI.MIN)
-    for window, free in zip(list(windows), unused):
+    for window, free in zip(list(windows), unused, strict=True):
         if free:
             windows.remove(window)
             window.free()

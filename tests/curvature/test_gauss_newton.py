@@ -1,0 +1,233 @@
+"""The Gauss–Newton operator against the dense matrix from complex steps, on any number of ranks."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from hpcHess.backend import get
+from hpcHess.curvature import entries, products, samples
+from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.networks.network import Network
+from hpcHess.parallel.ownership import row_starts
+from hpcHess.runtime.errors import InputError
+from tests.reference.gauss_newton import gauss_newton
+
+CASES = {  # widths, activation, loss, biases
+    "one layer, classes": ([5, 4], "relu", "cross-entropy", True),
+    "one layer, values": ([5, 4], "relu", "squared-error", True),
+    "one layer, values, no bias": ([3, 2], "tanh", "squared-error", False),
+    "relu classes": ([6, 5, 4], "relu", "cross-entropy", True),
+    "tanh classes, some biases": ([5, 4, 4, 3], "tanh", "cross-entropy", (True, False, True)),
+    "sigmoid classes": ([4, 5, 3, 2], "sigmoid", "cross-entropy", False),
+    "autoencoder": ([7, 3, 7], "relu", "squared-error", True),
+    "values, few outputs": ([4, 6, 2], "tanh", "squared-error", True),
+    "deep autoencoder": ([6, 4, 2, 4, 6], "sigmoid", "squared-error", True),
+    "deep, no biases": ([5, 4, 3, 2], "relu", "squared-error", False),
+    "one output": ([4, 3, 1], "sigmoid", "squared-error", True),
+}
+N_SAMPLES = 9
+
+
+def make(name, n=N_SAMPLES):
+    """(network, inputs): input 1 is 0 in all samples, hidden neuron 0 of the first layer is dead with relu."""
+    widths, activation, loss, biases = CASES[name]
+    rng = np.random.default_rng(len(name))
+    layers = list(zip(widths[1:], widths[:-1], strict=True))
+    biases = biases if isinstance(biases, tuple) else [biases] * len(layers)
+    weights = [rng.standard_normal(shape) for shape in layers]
+    vectors = [rng.standard_normal(shape[0]) if has else None for shape, has in zip(layers, biases, strict=True)]
+    inputs = rng.standard_normal((n, widths[0]))
+    inputs[:, 1] = 0
+    inputs[rng.random(inputs.shape) < 0.3] = 0
+    if activation == "relu" and len(layers) > 1:
+        weights[0][0] = -np.abs(weights[0][0])
+        inputs = np.abs(inputs)
+        if vectors[0] is not None:
+            vectors[0][0] = -1
+    return Network(weights, vectors, activation, loss), inputs
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request, comm):
+    """(dense H, operator in float64, operator in float32)."""
+    network, inputs = make(request.param)
+    made = [GaussNewton(network, inputs, comm=comm, dtype=dtype) for dtype in (np.float64, np.float32)]
+    yield gauss_newton(network, inputs), *made
+    for operator in made:
+        operator.close()
+
+
+def near(found, expected, tolerance, scale=None):
+    assert found.shape == expected.shape
+    assert np.max(np.abs(found - expected), initial=0) <= tolerance * np.abs(expected if scale is None else scale).max()
+
+
+def test_products(case, comm):
+    H, *operators = case
+    V = np.random.default_rng(1).standard_normal((len(H), 5))
+    for operator, tolerance in zip(operators, (1e-13, 1e-5), strict=True):
+        assert operator.shape == H.shape and operator.matmat(V).dtype == operator.dtype
+        near(operator.matmat(V), H @ V, tolerance)
+        near(operator.matmat(np.asfortranarray(V)), H @ V, tolerance)
+        near(operator.matmat(V[:, 0]), H @ V[:, 0], tolerance)
+        near(comm.allreduce(operator.partial_matmat(V)), H @ V, tolerance)
+        assert operator.matmat(V[:, :0]).shape == (len(H), 0)
+        lo, hi = row_starts(len(H), comm.size)[comm.rank : comm.rank + 2]
+        near(operator.matmat_rows(V[lo:hi]), (H @ V)[lo:hi], tolerance, H @ V)
+
+
+def test_entries(case):
+    H, *operators = case
+    rng = np.random.default_rng(2)
+    every = np.arange(len(H))
+    for operator, tolerance in zip(operators, (1e-13, 1e-6), strict=True):
+        assert operator.entries(every, every).dtype == operator.dtype
+        near(operator.entries(every, every), H, tolerance)
+        for _ in range(10):
+            I, J = (rng.integers(0, len(H), rng.integers(1, 12)) for _ in range(2))  # any order, repetitions
+            near(operator.entries(I, J), H[np.ix_(I, J)], tolerance, H)
+            near(operator.entries(I, I), H[np.ix_(I, I)], tolerance, H)
+        assert operator.entries(every[:0], every).shape == (0, len(H))
+        assert operator.entries(every, every[:0]).shape == (len(H), 0)
+
+
+def test_entries_batch(case):
+    H, operator, _ = case
+    rng = np.random.default_rng(3)
+    rows, columns = rng.integers(0, 8, 6), rng.integers(0, 8, 6)
+    starts_I, starts_J = (np.concatenate([[0], np.cumsum(each)]) for each in (rows, columns))
+    I, J = rng.integers(0, len(H), starts_I[-1]), rng.integers(0, len(H), starts_J[-1])
+    found = operator.entries_batch(I, starts_I, J, starts_J)
+    assert len(found) == 6 and np.array_equal(found.rows, rows) and np.array_equal(found.cols, columns)
+    for b in range(6):
+        expected = H[np.ix_(I[starts_I[b] : starts_I[b + 1]], J[starts_J[b] : starts_J[b + 1]])]
+        near(found[b], expected, 1e-13, H)
+    assert len(operator.entries_batch(I[:0], np.zeros(1, int), J[:0], np.zeros(1, int))) == 0
+
+
+def test_diagonal_and_alive(case):
+    H, *operators = case
+    for operator, tolerance in zip(operators, (1e-13, 1e-6), strict=True):
+        near(operator.diagonal(), np.diag(H), tolerance)
+        assert operator.alive.dtype == np.int64
+        dead = np.setdiff1d(np.arange(len(H)), operator.alive)
+        assert np.all(H[dead] == 0) and np.all(H[operator.alive].any(axis=1))
+        assert len(dead) > 0  # input 1 is never on
+
+
+def test_probe_embeds_H(case, comm):
+    H, *operators = case
+    k = 20000
+    Z = operators[0].probe(k, seed=5)
+    # Var (ZZᵀ)_ij = (H_ii H_jj + H_ij²) / k for Gaussian ξ
+    deviation = np.sqrt((np.outer(np.diag(H), np.diag(H)) + H**2) / k)
+    assert np.all(np.abs(Z @ Z.T - H) <= 5 * deviation + 1e-15)
+    near(operators[1].probe(8, seed=5) * np.sqrt(8 / k), Z[:, :8], 1e-5)  # columns do not depend on how many there are
+    assert not np.array_equal(operators[0].probe(8, seed=6), operators[0].probe(8, seed=5))
+
+
+@pytest.mark.parametrize("name", ["relu classes", "autoencoder", "deep autoencoder"])
+@pytest.mark.parametrize("n", [1, 2, N_SAMPLES])
+def test_any_number_of_ranks_gives_the_same(comm, name, n):
+    network, inputs = make(name, n)
+    alone, all_ranks = (GaussNewton(network, inputs, comm=each) for each in (MPI.COMM_SELF, comm))
+    part = comm.Split(comm.rank % 2, comm.rank)
+    some = GaussNewton(network, inputs, comm=part)
+    V, I = np.random.default_rng(0).standard_normal((network.n_params, 3)), np.arange(0, network.n_params, 3)
+    for operator in (all_ranks, some):
+        assert np.array_equal(operator.alive, alone.alive)
+        near(operator.probe(6, 3), alone.probe(6, 3), 1e-14)
+        near(operator.matmat(V), alone.matmat(V), 1e-14)
+        near(operator.diagonal(), alone.diagonal(), 1e-14)
+        near(operator.entries(I, I), alone.entries(I, I), 1e-14)
+        operator.close()
+    part.Free()
+
+
+def test_fewer_parameters_than_ranks(comm):
+    operator = GaussNewton(Network([np.ones((1, 1))], loss="squared-error"), np.array([[3.0], [1.0]]), comm=comm)
+    lo, hi = operator.parameter_starts[comm.rank : comm.rank + 2]
+    near(operator.matmat_rows(np.ones((1, 2))[lo:hi]), np.full((1, 2), 10.0)[lo:hi], 1e-15, np.array(10.0))
+    assert operator.entries([0], [0]) == 10
+
+
+@pytest.mark.parametrize("name", ["tanh classes, some biases", "deep autoencoder", "one layer, classes"])
+def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
+    network, inputs = make(name, 150)
+    V = np.random.default_rng(0).standard_normal((network.n_params, 11))
+    whole = GaussNewton(network, inputs, comm=comm)
+    expected = whole.matmat(V), whole.probe(11, 2), whole.diagonal(), whole.entries(whole.alive, whole.alive)
+    monkeypatch.setattr(products, "TEMPORARY_BYTES", 8000)
+    monkeypatch.setattr(products, "_SAMPLES", 40)
+    monkeypatch.setattr(entries, "_PIECE", 64)
+    monkeypatch.setattr(entries, "_ROWS", 64)
+    monkeypatch.setattr(samples, "_BLOCK", 64)
+    monkeypatch.setattr("hpcHess.curvature.gauss_newton._SAMPLES", 7)
+    monkeypatch.setattr("hpcHess.curvature.gauss_newton._MESSAGE", 13)
+    pieces = GaussNewton(network, inputs, comm=comm)
+    found = pieces.matmat(V), pieces.probe(11, 2), pieces.diagonal(), pieces.entries(pieces.alive, pieces.alive)
+    for each, other in zip(found, expected, strict=True):
+        near(each, other, 1e-14)
+
+
+def test_sure_samples_keep_their_digits():
+    """1 − p of a nearly certain class, and derivatives in the tails, are not lost by cancellation."""
+    network = Network([np.array([[38.0], [0.0]])], loss="cross-entropy")
+    operator = GaussNewton(network, np.ones((1, 1)), comm=MPI.COMM_SELF)
+    q = np.exp(-38.0)
+    expected = q / (1 + q) ** 2 * np.array([[1, -1], [-1, 1]])
+    near(operator.entries([0, 1], [0, 1]), expected, 1e-13)
+    near(operator.diagonal(), np.diag(expected), 1e-13)
+    network = Network([np.array([[25.0]]), np.array([[1.0]])], activation="tanh", loss="squared-error")
+    operator = GaussNewton(network, np.ones((1, 1)), comm=MPI.COMM_SELF)
+    assert np.isclose(operator.entries([0], [0])[0, 0], 2 / np.cosh(25.0) ** 4, rtol=1e-13, atol=0)
+    assert np.array_equal(operator.alive, [0, 1])
+
+
+def test_temporaries_stay_within_their_bound(monkeypatch):
+    """Where samples, parameters, or outputs dominate."""
+    monkeypatch.setattr(products, "TEMPORARY_BYTES", 1 << 21)
+    for widths, n in (([30, 20, 10], 3000), ([100, 40, 100], 500), ([20, 200], 400)):
+        rng = np.random.default_rng(0)
+        network = Network([rng.standard_normal(shape) for shape in zip(widths[1:], widths[:-1], strict=True)], loss="squared-error")
+        operator = GaussNewton(network, rng.standard_normal((n, widths[0])), comm=MPI.COMM_SELF)
+        V = rng.standard_normal((network.n_params, 30))
+        for call in (lambda: operator.partial_matmat(V), lambda: operator.partial_probe(30, 0)):  # noqa: B023
+            tracemalloc.start()
+            result = call()
+            used = tracemalloc.get_traced_memory()[1] - result.nbytes
+            tracemalloc.stop()
+            assert products.TEMPORARY_BYTES / 10 < used <= 1.05 * products.TEMPORARY_BYTES, (widths, used)
+
+
+def test_backends_agree(comm):
+    network, inputs = make("autoencoder")
+    found = [GaussNewton(network, inputs, comm=comm, backend=name).probe(4, 1) for name in ("numpy", get("auto"))]
+    near(*found, 1e-14)
+
+
+def test_bad_input_is_one_error_on_every_rank(comm):
+    network, inputs = make("relu classes")
+    cases = {
+        "takes 6": dict(inputs=inputs[:, 1:]),
+        "shape": dict(inputs=inputs[0]),
+        "empty": dict(inputs=inputs[:0]),
+        "out of range": dict(inputs=inputs, targets=np.full(N_SAMPLES, 4)),
+        "dtype": dict(inputs=inputs, dtype="float16"),
+        "not finite": dict(inputs=inputs * np.nan),
+    }
+    for message, wrong in cases.items():
+        with pytest.raises(InputError, match=message):
+            GaussNewton(network, comm=comm, **wrong)
+    with pytest.raises(ValueError, match="does not fit"):
+        GaussNewton(network, inputs, comm=comm).matmat(np.zeros(3))
+
+
+def test_inputs_as_floats_of_32_bits_and_lists(comm):
+    network, inputs = make("relu classes")
+    exact = GaussNewton(network, inputs.astype(np.float32), np.zeros(N_SAMPLES, int), comm=comm)
+    assert exact.dtype == np.float64
+    H = gauss_newton(network, inputs.astype(np.float32))
+    near(exact.entries(exact.alive, exact.alive), H[np.ix_(exact.alive, exact.alive)], 1e-13)
