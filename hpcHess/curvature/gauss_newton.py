@@ -11,6 +11,7 @@ from hpcHess.networks.problem import checked_data
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.ownership import row_starts
+from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 
 PRODUCT_BYTES = 1 << 28  # of a block of columns of `matmat_rows`
@@ -100,6 +101,17 @@ class GaussNewton:
     def probe(self, k, seed=0):
         """Z [N, k] with E ZZᵀ = H, whole on every rank: a Johnson–Lindenstrauss embedding of the Gram vectors. Collective."""
         return self._reduce(self.partial_probe(k, seed))
+
+    def input_groups(self, n_columns, seed):
+        """(groups int64 [N], rows [#groups, n_columns]): each parameter's input (a bias: its layer's constant 1), and the inputs'
+        vectors over the samples by a Gaussian projection, E⟨row_q, row_q'⟩ = Σ_i x_iq x_iq'. Not collective; the same for any number of ranks.
+        """
+        X, n = self.samples.X, self.n_samples
+        rows = np.zeros((len(X), n_columns))
+        for lo in range(0, n, _SAMPLES):
+            hi = min(n, lo + _SAMPLES)
+            rows += X[:, lo:hi] @ gaussian_rows(seed, "inputs", lo, hi, range(n_columns), self.dtype)
+        return self._entries.locate(np.arange(self.n_params))[1], rows / np.sqrt(n_columns)
 
     def _sees(self, layer, piece):
         """Whether some sample has both x_iq ≠ 0 and C_i e_p ≠ 0, [d_ℓ, d_{ℓ−1} + 1] of 0 and 1."""

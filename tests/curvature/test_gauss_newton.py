@@ -128,6 +128,15 @@ def test_probe_embeds_H(case, comm):
     assert not np.array_equal(operators[0].probe(8, seed=6), operators[0].probe(8, seed=5))
 
 
+def test_input_groups(comm):
+    network, inputs = make("tanh classes, some biases")
+    groups, rows = GaussNewton(network, inputs, comm=comm).input_groups(4000, 0)
+    expected = [np.tile(np.arange(5), 4), np.full(4, 5), 6 + np.tile(np.arange(4), 4), 11 + np.tile(np.arange(4), 3), np.full(3, 15)]
+    assert np.array_equal(groups, np.concatenate(expected))
+    X = np.vstack([inputs.T, np.ones(N_SAMPLES)])
+    near(rows[:6] @ rows[:6].T, X @ X.T, 0.1)
+
+
 @pytest.mark.parametrize("name", ["relu classes", "autoencoder", "deep autoencoder"])
 @pytest.mark.parametrize("n", [1, 2, N_SAMPLES])
 def test_any_number_of_ranks_gives_the_same(comm, name, n):
