@@ -16,6 +16,7 @@ from hpcHess.runtime.errors import InputError
 
 PRODUCT_BYTES = 1 << 28  # of a block of columns of `matmat_rows`
 _MESSAGE = 1 << 28  # numbers
+EXACT_INPUTS = 1024  # samples up to which inputs are compared without a projection
 _SAMPLES = 4096  # of one step of the diagonal
 
 
@@ -103,15 +104,23 @@ class GaussNewton:
         return self._reduce(self.partial_probe(k, seed))
 
     def input_groups(self, n_columns, seed):
-        """(groups int64 [N], rows [#groups, n_columns]): each parameter's input (a bias: its layer's constant 1), and the inputs'
-        vectors over the samples by a Gaussian projection, E⟨row_q, row_q'⟩ = Σ_i x_iq x_iq'. Not collective; the same for any number of ranks.
+        """(groups int64 [N], rows [#groups, …]): each parameter's input (a bias: its layer's constant 1), and the inputs' vectors over
+        the samples, orthogonal between layers: x itself, [n], up to EXACT_INPUTS samples, else n_columns numbers a layer by a
+        Gaussian projection, E⟨row_q, row_q'⟩ = Σ_i x_iq x_iq'. Not collective; the same for any number of ranks.
         """
-        X, n = self.samples.X, self.n_samples
-        rows = np.zeros((len(X), n_columns))
-        for lo in range(0, n, _SAMPLES):
-            hi = min(n, lo + _SAMPLES)
-            rows += X[:, lo:hi] @ gaussian_rows(seed, "inputs", lo, hi, range(n_columns), self.dtype)
-        return self._entries.locate(np.arange(self.n_params))[1], rows / np.sqrt(n_columns)
+        samples, n = self.samples, self.n_samples
+        exact = n <= EXACT_INPUTS
+        width = n if exact else n_columns
+        rows = np.zeros((len(samples.X), width * len(self.network.weights)))
+        for layer, (first, last) in enumerate(zip(samples.row_starts[:-1], samples.row_starts[1:], strict=True)):
+            part, X = rows[first:last, layer * width : (layer + 1) * width], samples.inputs(layer)
+            for lo in range(0, n, _SAMPLES):
+                hi = min(n, lo + _SAMPLES)
+                if exact:
+                    part[:, lo:hi] = X[:, lo:hi]
+                else:
+                    part += X[:, lo:hi] @ gaussian_rows(seed, f"inputs {layer}", lo, hi, range(width), self.dtype) / np.sqrt(width)
+        return self._entries.locate(np.arange(self.n_params))[1], rows
 
     def _sees(self, layer, piece):
         """Whether some sample has both x_iq ≠ 0 and C_i e_p ≠ 0, [d_ℓ, d_{ℓ−1} + 1] of 0 and 1."""

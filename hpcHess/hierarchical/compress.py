@@ -1,23 +1,23 @@
 """Compression: tree, near blocks, sketch, skeletons, verification, and again with a tighter tolerance when the error is missed."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from hpcHess import backend as backends
-from hpcHess.hierarchical.error import estimate_error, exact_probes, largest_eigenvalue, spectral_error
+from hpcHess.hierarchical.error import ErrorEstimate, estimate_error, exact_probes, largest_eigenvalue, spectral_error
 from hpcHess.hierarchical.matrix import HierarchicalMatrix
 from hpcHess.hierarchical.norms import norm_frobenius
 from hpcHess.hierarchical.storage_count import count_storage
+from hpcHess.hierarchical.tolerance import Budget
 from hpcHess.parallel.ownership import node_starts
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.progress import Silent
 from hpcHess.skeleton.levels import PairBlocks
 from hpcHess.skeleton.sketch import Sketch
-from hpcHess.skeleton.skeletonize import Skeletonizer, entry_blocks
+from hpcHess.skeleton.skeletonize import Saturation, Skeletonizer, entry_blocks
 from hpcHess.tree.build import build_tree
 from hpcHess.tree.interactions import far_pairs, near_self
-
-SHARE = 0.5  # of the tolerance each node may use, at first
-ATTEMPTS = 6
 
 
 def stored_dtype(dtype, rtol):
@@ -35,7 +35,7 @@ def compress(operator, rtol=1e-2, leaf_size=128, max_rank=0, distance="parameter
     leaf_size    upper bound of a leaf's parameters; max_rank: 0 for no bound
     distance     of the tree: angle, kernel, parameter, random (`tree.build.build_tree`)
     dtype        of what is stored: auto (float64 where rtol < 1e-5), float32, float64
-    Every node gets the absolute tolerance share·rtol‖H‖_F/√(2·#nodes). Raises InputError for values out of range.
+    The allowed error is shared among the nodes by `hierarchical.tolerance`. Raises InputError for values out of range.
     """
     _check(rtol, leaf_size, max_rank, probes, dtype)
     progress = Silent() if progress is None else progress
@@ -53,21 +53,19 @@ def compress(operator, rtol=1e-2, leaf_size=128, max_rank=0, distance="parameter
         sketch.extend(min(tree.n, leaf_size + 16), steps.advance)
     with progress.phase("exact probes"):
         G, HG = exact_probes(operator, rows, tree.permutation, probes, seed)
-    scale = _norm(comm, sketch.Y)
     skeletonizer = Skeletonizer(operator, tree, near, far_pairs(near.pairs, tree.depth), sketch, kernels, dtype)
-    share, attempts = SHARE, 0
-    while True:
-        attempts += 1
-        with progress.phase(f"skeletons (attempt {attempts})", tree.depth) as steps:
-            tolerance = share * rtol * scale / np.sqrt(2 * max(1, 2 ** (tree.depth + 1) - 2))
-            levels, saturation = skeletonizer.run(tolerance, max_rank, lambda _: steps.advance())
+    budget, best = Budget(rtol, _norm(comm, sketch.Y), tree.depth), None
+    again = True
+    while again:
+        with progress.phase(f"skeletons (attempt {budget.attempts + 1})", tree.depth) as steps:
+            levels, saturation = skeletonizer.run(budget.tolerances(), max_rank, lambda _: steps.advance())
         matrix = HierarchicalMatrix(comm, kernels, operator.shape[0], tree, near, levels)
         with progress.phase("verification"):
-            norm = norm_frobenius(matrix)
-            error, scale = estimate_error(matrix, norm, G, HG)
-        if error.high <= rtol or attempts == ATTEMPTS or (saturation.nodes and attempts > 1) or tree.depth == 0:
-            break
-        share *= min(0.7, 0.8 * rtol / error.high)
+            error, scale = estimate_error(matrix, norm_frobenius(matrix), G, HG)
+        attempt = _Attempt(matrix, saturation, error, scale, count_storage(matrix))
+        best = attempt if best is None else min(best, attempt, key=lambda each: each.order(rtol))
+        again = budget.learn(error.high, scale, levels, saturation.nodes > 0)
+    matrix, error = best.matrix, best.error
     with progress.phase("spectral norms"):
         lambda_max = largest_eigenvalue(matrix, seed)
         spectral = spectral_error(matrix, operator, G, HG)
@@ -76,21 +74,37 @@ def compress(operator, rtol=1e-2, leaf_size=128, max_rank=0, distance="parameter
         "rtol": float(rtol),
         "rtol_met": bool(error.high <= rtol),
         "error_estimate": error.as_dict(),
-        "norm_frobenius": scale,
+        "norm_frobenius": best.scale,
         "lambda_max": lambda_max,
         "error_spectral": spectral,
         "sketch_columns": sketch.n_columns,
-        "attempts": attempts,
+        "attempts": budget.attempts,
         "distance": distance,
         "leaf_size": int(leaf_size),
         "max_rank": int(max_rank),
         "seed": int(seed),
         "backend": kernels.name,
-        "warnings": _warnings(error, rtol, saturation, max_rank, operator, attempts),
+        "warnings": _warnings(error, rtol, best.saturation, max_rank, operator, budget.attempts),
         "timings": progress.timings.as_dict(),
-        **count_storage(matrix),
+        **best.storage,
     }
     return matrix
+
+
+@dataclass
+class _Attempt:
+    """One pass over the levels and what came of it."""
+
+    matrix: HierarchicalMatrix
+    saturation: Saturation
+    error: ErrorEstimate
+    scale: float
+    storage: dict
+
+    def order(self, rtol):
+        """Accepted attempts by storage, before the others by error."""
+        met = self.error.high <= rtol
+        return not met, self.storage["storage_entries"] if met else self.error.high
 
 
 def _check(rtol, leaf_size, max_rank, probes, dtype):

@@ -63,7 +63,7 @@ SCHEMA = {
         "leaf_size": Key(INTEGER, 128, "largest number of parameters in a leaf", least=2),
         "rtol": Key(NUMBER, 1e-2, "error of the whole matrix, relative to its Frobenius norm", within=(0, 1)),
         "max_rank": Key(INTEGER, 0, "largest rank of a node, 0: unlimited", least=0),
-        "distance": Key(TEXT, "parameter", "of two parameters, for the tree", ("angle", "kernel", "parameter", "random")),
+        "distance": Key(TEXT, "parameter", "of two parameters, for the tree", ("angle", "kernel", "input", "parameter", "random")),
         "seed": Key(INTEGER, 0, "of sketches and probes", least=0),
         "dtype": Key(TEXT, "auto", "of what is stored; auto: float64 when rtol < 1e-5, else float32", ("auto", "float32", "float64")),
         "probes": Key(INTEGER, MIN_PROBES, "fresh probes of the error estimate", least=MIN_PROBES),

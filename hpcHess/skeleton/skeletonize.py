@@ -42,7 +42,10 @@ class Skeletonizer:
         self.sketch, self.backend, self.dtype, self.comm = sketch, backend, dtype, operator.comm
 
     def run(self, tolerance, max_rank=0, advance=lambda level: None):
-        """Levels (list over 0 … depth, entry 0 None) and Saturation for an absolute tolerance a node. Collective."""
+        """Levels (list over 0 … depth, entry 0 None) and Saturation; `tolerance` [depth + 1]: absolute, of a node on each level.
+
+        Collective.
+        """
         depth, comm, backend = self.tree.depth, self.comm, self.backend
         self.levels, saturation = [None] * (depth + 1), Saturation()
         R, omega = self._leaf_remainder(self.sketch.Y, self.sketch.omega)
@@ -50,7 +53,7 @@ class Skeletonizer:
         has_far = self._nodes_with_far_field()
         for number in range(depth, 0, -1):
             level = new_level(comm, number, depth, columns)
-            R, omega, found = self._decompose(level, R, omega, np.where(has_far[number], tolerance, np.inf), max_rank)
+            R, omega, found = self._decompose(level, R, omega, np.where(has_far[number], tolerance[number], np.inf), max_rank)
             level.ranks = np.concatenate(comm.allgather(found.ranks))
             level.order, level.T = found.order, Blocks.shaped(backend.asarray(found.T.data, self.dtype), found.T.rows, found.T.cols)
             level.arrange(comm, backend)

@@ -3,23 +3,26 @@
 import numpy as np
 from mpi4py import MPI
 
-from hpcHess.parallel.agree import agree
+from hpcHess.parallel.agree import on_root
 from hpcHess.parallel.exchange import reduce_rows
 from hpcHess.parallel.ownership import node_owners, row_starts
 from hpcHess.runtime.errors import InputError
 from hpcHess.tree.distance import normalize
+from hpcHess.tree.inputs import EMBEDDING_COLUMNS as EMBEDDED_INPUT_COLUMNS
+from hpcHess.tree.inputs import input_order
 from hpcHess.tree.split import split_level
 from hpcHess.tree.tree import Tree, depth_for, level_sizes
 
 EMBEDDING_COLUMNS = 32
-DISTANCES = ("angle", "kernel", "parameter", "random")
+DISTANCES = ("angle", "kernel", "input", "parameter", "random")
 
 
 def build_tree(operator, leaf_size, distance="parameter", seed=0):
     """Tree over `operator.alive`. Collective; the same on every rank, for any number of ranks up to rounding in the embedding.
 
-    distance: `angle`, `kernel` (geometry-oblivious, from `operator.partial_probe`), or the controls `parameter` (parameter
-    order), `random`. Raises InputError for an unknown distance.
+    distance: `angle`, `kernel` (geometry-oblivious, from `operator.partial_probe`), `input` (network-respecting, from
+    `operator.input_groups`: `tree.inputs`), or the controls `parameter` (parameter order), `random`.
+    Raises InputError for an unknown distance, or one that the operator has no embedding for.
     """
     if distance not in DISTANCES:
         raise InputError(f"unknown distance {distance!r}: choose one of {', '.join(DISTANCES)}")
@@ -29,15 +32,25 @@ def build_tree(operator, leaf_size, distance="parameter", seed=0):
         order = np.arange(len(alive))
     elif distance == "random":
         order = np.random.default_rng(seed).permutation(len(alive))
+    elif distance == "input":
+        order = _network_order(operator, depth, seed)
     else:
         order = _oblivious_order(operator, depth, distance, seed)
     return Tree.halved(alive[order].astype(np.int64), depth)
 
 
+def _network_order(operator, depth, seed):
+    """Tree position → position in `alive`, int64 [n], computed on rank 0."""
+    if not hasattr(operator, "input_groups"):
+        raise InputError("this operator has no network inputs: use another distance than 'input'")
+    groups, rows = operator.input_groups(EMBEDDED_INPUT_COLUMNS, seed)
+    return on_root(operator.comm, input_order, groups[operator.alive], rows, depth)
+
+
 def embedding(operator, n_columns, seed):
     """Rows of Z with E⟨z_i, z_j⟩ = H_ij for this rank's piece of the alive parameters, [n_local, n_columns]. Collective."""
     if not hasattr(operator, "partial_probe"):
-        agree(operator.comm, InputError("this operator has no embedding: use distance = 'parameter' or 'random'"))
+        raise InputError("this operator has no embedding: use distance = 'parameter' or 'random'")
     starts = row_starts(len(operator.alive), operator.comm.size)
     return reduce_rows(operator.comm, operator.partial_probe(n_columns, seed)[operator.alive], starts), starts
 

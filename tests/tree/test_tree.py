@@ -7,6 +7,7 @@ from tests.reference.dense_operator import DenseOperator, gaussian_kernel
 
 from hpcHess.runtime.errors import InputError
 from hpcHess.tree.build import DISTANCES, build_tree
+from hpcHess.tree.inputs import input_order
 from hpcHess.tree.interactions import far_pairs, near_self
 from hpcHess.tree.split import split_level
 from hpcHess.tree.tree import depth_for, level_sizes
@@ -18,7 +19,7 @@ def operator(comm, n=301):
     return DenseOperator(K, comm)
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("distance", [d for d in DISTANCES if d != "input"])
 @pytest.mark.parametrize("leaf_size", [2, 17, 40, 1000])
 def test_every_alive_parameter_has_one_place(comm, distance, leaf_size):
     op = operator(comm)
@@ -59,6 +60,28 @@ def test_ties_are_split_by_index(comm):
 def test_unknown_distance(comm):
     with pytest.raises(InputError, match="angle, kernel"):
         build_tree(operator(comm, 40), 8, "euclid")
+    with pytest.raises(InputError, match="no network inputs"):
+        build_tree(operator(comm, 40), 8, "input")
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3, 6])
+def test_inputs_keep_their_parameters_together(depth):
+    rng = np.random.default_rng(0)
+    groups = rng.permutation(np.repeat(np.arange(12), 7))[:80]
+    angle = np.where(np.arange(12) % 2, 0.1, 1.4) + 0.01 * rng.standard_normal(12)  # odd and even inputs differ
+    order = input_order(groups, np.stack([np.cos(angle), np.sin(angle)], axis=1), depth)
+    assert np.array_equal(np.sort(order), np.arange(80))
+    leaves = np.split(groups[order], np.cumsum(level_sizes(80, depth)[-1])[:-1])
+    cuts = sum(len(np.unique(leaf)) for leaf in leaves) - 12
+    assert cuts < 1 << depth, "a cut divides one group at most"
+    if depth:
+        odd = [(half % 2).mean() for half in np.split(groups[order], [40])]
+        assert abs(odd[0] - odd[1]) > 0.85
+
+
+def test_inputs_with_no_parameters_or_no_variation():
+    assert len(input_order(np.zeros(0, int), np.ones((3, 2)), 2)) == 0
+    assert input_order(np.array([1, 0, 1, 0]), np.ones((2, 2)), 1).tolist() == [1, 3, 0, 2]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 64, 65, 1000])

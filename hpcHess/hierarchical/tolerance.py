@@ -1,0 +1,60 @@
+"""How the allowed error is shared among the nodes, and when to stop sharing anew.
+
+The nodes' errors add up in squares: ‖H̃ − H‖_F² ≈ 2 Σ_α ε_α². Storage is least, for tails that fall like powers of the rank,
+where ε_α² ∝ the numbers stored for α (Lagrange). Measured, ε_α² ∝ (storage of α)^0.7 is better still, because a rank saved
+below also narrows the nodes above (docs/MATHEMATICS.md). The storage is known after a first pass, which gives each level an equal part.
+"""
+
+import numpy as np
+
+EXPONENT = 0.7
+ATTEMPTS = 6
+AIM = 0.985  # of rtol, for the upper end of the interval
+GOOD = 0.95  # an error above this part of rtol is used well enough
+
+
+def equal_shares(depth):
+    """ε_α²·2/ε² for every node of every level: list over 0 … depth of float64 [2^level]; the sum over all nodes is 1."""
+    return [np.zeros(1)] + [np.full(1 << level, 1.0 / (depth * 2.0**level)) for level in range(1, depth + 1)]
+
+
+def shares_by_storage(levels):
+    """Shares ∝ (r(c − r) + ½ Σ r r_β over couplings)^0.7 from the ranks of a finished pass; rank 0 counts as 1."""
+    costs = [np.zeros(1)]
+    for level in levels[1:]:
+        ranks = np.maximum(level.ranks, 1).astype(np.float64)
+        a, b = level.far.pairs.T
+        coupled = np.bincount(a, ranks[b], len(ranks)) + np.bincount(b, ranks[a], len(ranks))
+        costs.append((ranks * np.maximum(level.columns - ranks, 1) + 0.5 * ranks * coupled) ** EXPONENT)
+    total = sum(float(cost.sum()) for cost in costs)
+    return [cost / total if total else cost for cost in costs]
+
+
+class Budget:
+    """The tolerance of each attempt: `tolerances()`, then `learn(…)` what came of it, until it says stop.
+
+    rtol is that of the whole matrix; `scale` ‖H‖_F.
+    """
+
+    def __init__(self, rtol, scale, depth):
+        self.rtol, self.scale, self.share, self.attempts = rtol, scale, 1.0, 0
+        self.shares = equal_shares(depth)
+
+    def tolerances(self):
+        """Absolute tolerances of the nodes by level."""
+        return [self.share * self.rtol * self.scale * np.sqrt(part / 2) for part in self.shares]
+
+    def learn(self, high, scale, levels, saturated):
+        """Adapt to the upper end of the error's interval; True when another attempt is worthwhile."""
+        self.attempts += 1
+        self.scale = scale
+        met = high <= self.rtol
+        if len(levels) == 1 or self.attempts == ATTEMPTS or (saturated and self.attempts > 1):
+            return False
+        if met and self.attempts > 1 and (high >= GOOD * self.rtol or self.attempts > 3):
+            return False
+        if self.attempts <= 2:
+            self.shares = shares_by_storage(levels)
+        change = AIM * self.rtol / high if high > 0 else 2.0
+        self.share *= float(np.clip(change if met or self.attempts < 3 else 0.97 * change, 0.05, 2.0))
+        return True
