@@ -13,16 +13,17 @@ Samples are taken in pieces that stay in the cache; sums over pieces are in floa
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.curvature.kernel import Kernel
 
-_PIECE = 1 << 16  # numbers in one [|J|, samples] temporary of the second kind
+_PIECE = 1 << 17  # numbers in one [|J|, samples] temporary of the second kind
 _ROWS = 1 << 21  # numbers in one [|I|, samples] temporary of the first kind
 
 
 class Entries:
-    """Evaluates entries from `Samples`, for parameters in PyTorch's order. Not collective."""
+    """Evaluates entries from `Samples`, for parameters in PyTorch's order. Making it is collective over `comm`, its methods are not."""
 
-    def __init__(self, network, samples):
-        self.samples, self.n_params = samples, network.n_params
+    def __init__(self, network, samples, comm):
+        self.samples, self.kernel, self.n_params = samples, Kernel(samples, comm), network.n_params
         self._starts = np.array([at for at, _ in network.layer_offsets] + [network.n_params], np.int64)
         self._inner = np.array(samples.widths[:-1], np.int64)
         self._n_weights = np.array([W.size for W in network.weights], np.int64)
@@ -98,15 +99,14 @@ class Entries:
             return
         if len(J.neurons) < len(I.neurons):
             I, J, H = J, I, H.T
-        rank = max([1, *(C.shape[1] for C in self.samples.C if C is not None)])
-        step = max(32, _PIECE // max(len(J.row), len(J.neurons) * rank))
-        weighted = np.empty((len(J.row), min(step, self.samples.n)), self.samples.dtype)
-        for lo in range(0, self.samples.n, step):
-            piece = slice(lo, min(self.samples.n, lo + step))
-            X_I, X_J, kernel = self.samples.X[I.row, piece], self.samples.X[J.row, piece], _Kernel(self.samples, J.neurons, piece)
-            B = weighted[:, : X_J.shape[1]]
+        n, step = self.samples.n, max(32, _PIECE // max(len(J.row), self.kernel.width(len(J.neurons))))
+        for lo in range(0, n, step):
+            piece = slice(lo, min(n, lo + step))
+            X_I, X_J, rows = self.samples.X[I.row, piece], self.samples.X[J.row, piece], self.kernel.rows(J.neurons, piece)
+            B = np.empty_like(X_J)
             for at, p in enumerate(I.neurons):
-                np.multiply(kernel.row(p)[J.of], X_J, out=B)
+                rows.expand(p, J, B)
+                B *= X_J
                 mine = slice(I.starts[at], I.starts[at + 1])
                 H[mine] += X_I[mine] @ B.T
 
@@ -134,48 +134,3 @@ class _Side:
 
     def equals(self, other):
         return np.array_equal(self.neuron, other.neuron) and np.array_equal(self.row, other.row)
-
-
-class _Kernel:
-    """κ_i(p, p') for fixed neurons p' (sorted) and a piece of the samples."""
-
-    def __init__(self, samples, neurons, piece):
-        self.samples, self.piece = samples, piece
-        self.values = np.empty((len(neurons), piece.stop - piece.start), samples.dtype)
-        cuts = np.searchsorted(neurons, samples.neuron_starts)
-        self.layers = []  # (layer, which rows of `values`, local neurons, their stored factors)
-        for layer, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
-            if a < b:
-                local, C = neurons[a:b] - samples.neuron_starts[layer], samples.C[layer]
-                self.layers.append((layer, slice(a, b), local, None if C is None else C[local, :, piece]))
-
-    def row(self, p):
-        """κ(p, p') [#p', samples]; overwritten by the next call."""
-        samples, piece, column = self.samples, self.piece, self._column(p)
-        for layer, rows, local, C in self.layers:
-            values = self.values[rows]
-            if C is not None:
-                np.einsum("en,pen->pn", column, C, out=values)
-            elif samples.p is not None:
-                np.multiply(np.sqrt(samples.p[local, piece]), column[local], out=values)
-            else:
-                np.matmul(samples.M[layer][local].astype(samples.dtype), column, out=values)
-                if layer < samples.n_layers - 1:
-                    values *= samples.slope(layer)[local, piece]
-        return self.values
-
-    def _column(self, p):
-        """C_i e_p, [r, samples]."""
-        samples, piece = self.samples, self.piece
-        layer = int(np.searchsorted(samples.neuron_starts, p, side="right")) - 1
-        local = p - samples.neuron_starts[layer]
-        if samples.C[layer] is not None:
-            return samples.C[layer][local, :, piece]
-        if samples.p is not None:  # √p_e (δ_ep − p_p)
-            column = np.sqrt(samples.p[:, piece])
-            own = column[local] * samples.rest[local, piece]
-            column *= -samples.p[local, piece]
-            column[local] = own
-            return column
-        g = samples.slope(layer)[local, piece] if layer < samples.n_layers - 1 else np.ones(piece.stop - piece.start, samples.dtype)
-        return samples.M[layer][local].astype(samples.dtype)[:, None] * g

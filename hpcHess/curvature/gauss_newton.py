@@ -51,7 +51,7 @@ class GaussNewton:
         self.parameter_starts = row_starts(self.n_params, comm.size)
         self.samples = Samples(network, inputs, comm, self.dtype)
         self._products = Products(network, self.samples, self.mine, arrays)
-        self._entries = Entries(network, self.samples)
+        self._entries = Entries(network, self.samples, comm)
         self.alive = np.flatnonzero(self._by_parameter(self._sees, np.float32, MPI.MAX)).astype(np.int64)
 
     @property
@@ -153,7 +153,7 @@ class GaussNewton:
 
     def close(self):
         """Free the host's shared memory; the operator cannot be used any more. Collective."""
-        self._products = self._entries = None
+        self._entries.kernel.close()
         self.samples.close()
 
 

@@ -7,7 +7,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcHess.backend import get
-from hpcHess.curvature import entries, products, samples
+from hpcHess.curvature import entries, kernel, products, samples
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.networks.network import Network
 from hpcHess.parallel.ownership import row_starts
@@ -172,6 +172,7 @@ def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
     monkeypatch.setattr(products, "_SAMPLES", 40)
     monkeypatch.setattr(entries, "_PIECE", 64)
     monkeypatch.setattr(entries, "_ROWS", 64)
+    monkeypatch.setattr(kernel, "STORED_BYTES", 0)
     monkeypatch.setattr(samples, "_BLOCK", 64)
     monkeypatch.setattr("hpcHess.curvature.gauss_newton._SAMPLES", 7)
     monkeypatch.setattr("hpcHess.curvature.gauss_newton._MESSAGE", 13)
