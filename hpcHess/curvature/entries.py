@@ -6,6 +6,7 @@
       H_IJ = ⟨M e_p, M e_p'⟩ ∘ (1/n) A_I A_Jᵀ,   A_I = (g_ip x_iq) [|I|, n]:  one matrix product a block.
 * Else for every neuron p of I:  H_{I_p, J} = (1/n) X_{I_p} (κ(p, ·) ∘ X_J)ᵀ, where κ(p, p') [n] is made once for every neuron p'
   of J: #p·#p'·n·r + #p·|J|·n + |I||J|·n operations in place of the |I||J|·n·d of the Jacobian's Gram matrix.
+* Where I and J are nearly all pairs of some neurons and some inputs:  H_{(p,p'), (q,q')} = (1/n) Σ_i κ_i(p, p') (x_iq x_iq').
 
 Samples are taken in pieces that stay in the cache; sums over pieces are in float64.
 """
@@ -16,6 +17,7 @@ from hpcHess.backend.blocks import Blocks
 from hpcHess.curvature.kernel import Kernel
 
 _PIECE = 1 << 17  # numbers in one [|J|, samples] temporary of the second kind
+_SPARSITY = 4  # most work by pairs of neurons and inputs, as a multiple of the block's entries
 _ROWS = 1 << 21  # numbers in one [|I|, samples] temporary of the first kind
 
 
@@ -97,6 +99,8 @@ class Entries:
         """H += Σ_i x_iq x_iq' κ_i(p, p'), neuron by neuron of the side that has fewer."""
         if not H.size:
             return
+        if self.kernel.stored is not None and I.extent() * J.extent() <= _SPARSITY * H.size:
+            return self._add_by_pairs(I, J, H)
         if len(J.neurons) < len(I.neurons):
             I, J, H = J, I, H.T
         n, step = self.samples.n, max(32, _PIECE // max(len(J.row), self.kernel.width(len(J.neurons))))
@@ -109,6 +113,20 @@ class Entries:
                 B *= X_J
                 mine = slice(I.starts[at], I.starts[at + 1])
                 H[mine] += X_I[mine] @ B.T
+
+
+    def _add_by_pairs(self, I, J, H):
+        """The same for blocks of (nearly) all pairs of some neurons and some inputs: Σ_i κ_i(p, p') (x_iq x_iq'), one matrix product
+        from the pairs of neurons to the pairs of inputs."""
+        X, n = self.samples.X, self.samples.n
+        shape = len(I.neurons) * len(J.neurons), len(I.inputs) * len(J.inputs)
+        total, step = np.zeros(shape), max(32, _ROWS // max(shape))
+        for lo in range(0, n, step):
+            piece = slice(lo, min(n, lo + step))
+            kappa = self.kernel.stored[I.neurons[:, None], J.neurons, piece]
+            pairs = X[I.inputs, None, piece] * X[J.inputs, piece]
+            total += kappa.reshape(shape[0], -1) @ pairs.reshape(shape[1], -1).T
+        H += total[I.of[:, None] * len(J.neurons) + J.of, I.of_input[:, None] * len(J.inputs) + J.of_input]
 
 
 class _Side:
@@ -128,6 +146,11 @@ class _Side:
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         return cls(neuron[order], row[order], place)
+
+    def extent(self):
+        """#neurons · #inputs; makes `inputs` and `of_input` [len]."""
+        self.inputs, self.of_input = np.unique(self.row, return_inverse=True)
+        return len(self.neurons) * len(self.inputs)
 
     def part(self, rows):
         return _Side(self.neuron[rows], self.row[rows])

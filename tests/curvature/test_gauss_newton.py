@@ -89,6 +89,10 @@ def test_entries(case):
             I, J = (rng.integers(0, len(H), rng.integers(1, 12)) for _ in range(2))  # any order, repetitions
             near(operator.entries(I, J), H[np.ix_(I, J)], tolerance, H)
             near(operator.entries(I, I), H[np.ix_(I, I)], tolerance, H)
+        groups = operator.input_groups(1, 0)[0]
+        for first, last in ((0, 1), (2, 3), (groups[-1] - 1, groups[-1])):  # all weights of some inputs, but one
+            I = every[(groups >= first) & (groups <= last)][1:]
+            near(operator.entries(I[::-1], I[1:]), H[np.ix_(I[::-1], I[1:])], tolerance, H)
         assert operator.entries(every[:0], every).shape == (0, len(H))
         assert operator.entries(every, every[:0]).shape == (len(H), 0)
 
