@@ -123,7 +123,7 @@ def test_diagonal_and_alive(case):
 
 def test_probe_embeds_H(case, comm):
     H, *operators = case
-    k = 20000
+    k = 6000
     Z = operators[0].probe(k, seed=5)
     # Var (ZZᵀ)_ij = (H_ii H_jj + H_ij²) / k for Gaussian ξ
     deviation = np.sqrt((np.outer(np.diag(H), np.diag(H)) + H**2) / k)
