@@ -39,7 +39,8 @@ def main(session, args):
     dtype = np.float32 if options["rtol"] >= SINGLE_PRECISION_RTOL and options["dtype"] != "float64" else np.float64
     with session.phase("network and data"):
         operator, problem = operator_from_job(job, comm, dtype)
-    session.say(f"N = {operator.n_params} parameters ({len(operator.alive)} alive), n = {operator.n_samples} samples, d = {operator.n_outputs} outputs")
+    alive = f"{operator.n_params} parameters ({len(operator.alive)} alive)"
+    session.say(f"N = {alive}, n = {operator.n_samples} samples, d = {operator.n_outputs} outputs")
     keys = ("rtol", "leaf_size", "max_rank", "distance", "seed", "dtype", "probes")
     matrix = compress(operator, **{key: options[key] for key in keys}, backend=args.backend, progress=session.progress)
     for text in matrix.report["warnings"]:

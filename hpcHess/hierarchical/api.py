@@ -6,7 +6,9 @@ from hpcHess.hierarchical.file import load as load_file
 def load(path, comm=None, backend="auto", verify=True):
     """The compressed matrix in a factor file, on any number of ranks (`hierarchical.file.load`). Collective; COMM_WORLD by default."""
     if comm is None:
-        from mpi4py.MPI import COMM_WORLD as comm
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
     return load_file(path, comm, backend, verify)
 
 

@@ -7,15 +7,14 @@ import numpy as np
 from hpcHess import backend as backends
 from hpcHess.hierarchical.error import ErrorEstimate, estimate_error, exact_probes, largest_eigenvalue, spectral_error
 from hpcHess.hierarchical.matrix import HierarchicalMatrix
-from hpcHess.hierarchical.norms import norm_frobenius
 from hpcHess.hierarchical.storage_count import count_storage
 from hpcHess.hierarchical.tolerance import Budget
 from hpcHess.parallel.ownership import node_starts
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.progress import Silent
 from hpcHess.skeleton.levels import PairBlocks
-from hpcHess.skeleton.sketch import Sketch
 from hpcHess.skeleton.skeletonize import Saturation, Skeletonizer, entry_blocks
+from hpcHess.skeleton.sketch import Sketch
 from hpcHess.tree.build import build_tree
 from hpcHess.tree.interactions import far_pairs, near_self
 
@@ -27,13 +26,24 @@ def stored_dtype(dtype, rtol):
     return np.dtype(dtype)
 
 
-def compress(operator, rtol=1e-2, leaf_size=128, max_rank=0, distance="parameter", seed=0, dtype="auto", probes=32, backend="auto", progress=None):
+def compress(
+    operator,
+    rtol=1e-2,
+    leaf_size=64,
+    max_rank=0,
+    distance="parameter",
+    seed=0,
+    dtype="auto",
+    probes=32,
+    backend="auto",
+    progress=None,
+):
     """H̃ (HSS) with ‖H̃ − H‖_F ≤ rtol ‖H‖_F for a curvature operator (docs/ARCHITECTURE.md, "Operators"). Collective.
 
     rtol         relative to ‖H‖_F of the whole matrix; verified by `probes` ≥ 32 fresh Gaussian products, accepted where the
                  upper end of the 95 % interval is ≤ rtol; `report["rtol_met"]` says whether it was reached
     leaf_size    upper bound of a leaf's parameters; max_rank: 0 for no bound
-    distance     of the tree: angle, kernel, parameter, random (`tree.build.build_tree`)
+    distance     of the tree: angle, kernel, input, parameter, random (`tree.build.build_tree`)
     dtype        of what is stored: auto (float64 where rtol < 1e-5), float32, float64
     The allowed error is shared among the nodes by `hierarchical.tolerance`. Raises InputError for values out of range.
     """
@@ -54,17 +64,17 @@ def compress(operator, rtol=1e-2, leaf_size=128, max_rank=0, distance="parameter
     with progress.phase("exact probes"):
         G, HG = exact_probes(operator, rows, tree.permutation, probes, seed)
     skeletonizer = Skeletonizer(operator, tree, near, far_pairs(near.pairs, tree.depth), sketch, kernels, dtype)
-    budget, best = Budget(rtol, _norm(comm, sketch.Y), tree.depth), None
+    budget, best, norm = Budget(rtol, _norm(comm, sketch.Y), tree.depth), None, None
     again = True
     while again:
         with progress.phase(f"skeletons (attempt {budget.attempts + 1})", tree.depth) as steps:
             levels, saturation = skeletonizer.run(budget.tolerances(), max_rank, lambda _: steps.advance())
         matrix = HierarchicalMatrix(comm, kernels, operator.shape[0], tree, near, levels)
         with progress.phase("verification"):
-            error, scale = estimate_error(matrix, norm_frobenius(matrix), G, HG)
-        attempt = _Attempt(matrix, saturation, error, scale, count_storage(matrix))
+            error, norm = estimate_error(matrix, G, HG, norm)
+        attempt = _Attempt(matrix, saturation, error, count_storage(matrix))
         best = attempt if best is None else min(best, attempt, key=lambda each: each.order(rtol))
-        again = budget.learn(error.high, scale, levels, saturation.nodes > 0)
+        again = budget.learn(error.high, norm.value, levels, saturation.nodes > 0)
     matrix, error = best.matrix, best.error
     with progress.phase("spectral norms"):
         lambda_max = largest_eigenvalue(matrix, seed)
@@ -74,7 +84,7 @@ def compress(operator, rtol=1e-2, leaf_size=128, max_rank=0, distance="parameter
         "rtol": float(rtol),
         "rtol_met": bool(error.high <= rtol),
         "error_estimate": error.as_dict(),
-        "norm_frobenius": best.scale,
+        "norm_frobenius": norm.value,
         "lambda_max": lambda_max,
         "error_spectral": spectral,
         "sketch_columns": sketch.n_columns,
@@ -98,7 +108,6 @@ class _Attempt:
     matrix: HierarchicalMatrix
     saturation: Saturation
     error: ErrorEstimate
-    scale: float
     storage: dict
 
     def order(self, rtol):
@@ -135,6 +144,11 @@ def _warnings(error, rtol, saturation, max_rank, operator, attempts):
             f"(largest remainder {saturation.worst:.3g} in ‖H‖_F units of the matrix)"
         )
     if error.high > rtol:
-        reason = "raise max_rank" if saturation.nodes else "the precision of the products limits it: use float64" if operator.dtype == np.float32 else "raise rtol"
-        found.append(f"rtol {rtol:g} not met: error {error.value:.3g} (95 % interval {error.low:.3g} … {error.high:.3g}) after {attempts} attempts; {reason}")
+        advice = "raise rtol"
+        if saturation.nodes:
+            advice = "raise max_rank"
+        elif operator.dtype == np.float32:
+            advice = "the precision of the products limits it: use float64"
+        interval = f"{error.value:.3g} (95 % interval {error.low:.3g} … {error.high:.3g})"
+        found.append(f"rtol {rtol:g} not met: error {interval} after {attempts} attempts; {advice}")
     return found

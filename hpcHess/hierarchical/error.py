@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import chi2
 
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
+from hpcHess.hierarchical.norms import norm_frobenius
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.skeleton.sketch import Sketch
@@ -50,23 +51,42 @@ def frobenius_interval(squares, confidence=CONFIDENCE):
     return np.sqrt(mean), np.sqrt(low), np.sqrt(high)
 
 
-def estimate_error(matrix, norm, G, HG):
-    """ErrorEstimate and ‖H‖_F from exact products HG in tree rows. Collective.
+@dataclass
+class Norm:
+    """‖H‖_F and a 95 % interval of it."""
 
-    `norm` = ‖H̃‖_F exactly; ‖H‖_F² = ‖H̃‖_F² + E[2⟨H̃g, (H−H̃)g⟩ + ‖(H−H̃)g‖²], whose sampling error is of the order of the error itself.
+    value: float
+    low: float
+    high: float
+
+
+def estimate_error(matrix, G, HG, norm=None):
+    """(ErrorEstimate, Norm) from exact products HG in tree rows. Collective.
+
+    Where the Norm is not given it follows from ‖H̃‖_F, which is exact: ‖H‖_F² = ‖H̃‖_F² + E[2⟨H̃g, (H−H̃)g⟩ + ‖(H−H̃)g‖²], with
+    a sampling error of the order of the compression error itself.
     """
-    comm, backend = matrix.comm, matrix.backend
-    approximate = backend.to_host(multiply_tree_rows(matrix, backend.asarray(np.ascontiguousarray(G)))).astype(np.float64)
+    comm = matrix.comm
+    approximate = _product(matrix, G).astype(np.float64)
     difference = HG.astype(np.float64) - approximate
     squares = comm.allreduce(np.einsum("ij,ij->j", difference, difference))
-    shifts = squares + 2 * comm.allreduce(np.einsum("ij,ij->j", approximate, difference))
-    q = len(squares)
-    spread = float(np.std(shifts, ddof=1)) / np.sqrt(q)
-    exact = np.sqrt(max(0.0, norm**2 + float(np.mean(shifts))))
-    lower, upper = np.sqrt(max(0.0, exact**2 - 2 * spread)), np.sqrt(exact**2 + 2 * spread)
+    if norm is None:
+        shifts = squares + 2 * comm.allreduce(np.einsum("ij,ij->j", approximate, difference))
+        square = norm_frobenius(matrix) ** 2 + float(np.mean(shifts))
+        spread = 1.96 * float(np.std(shifts, ddof=1)) / np.sqrt(len(shifts))
+        norm = Norm(*(float(np.sqrt(max(0.0, square + step))) for step in (0.0, -spread, spread)))
     value, low, high = frobenius_interval(squares)
-    ratio = lambda a, b: float(a / b) if b > 0 else (0.0 if a == 0 else float("inf"))  # noqa: E731
-    return ErrorEstimate(ratio(value, exact), ratio(low, upper), ratio(high, lower), q), float(exact)
+    return ErrorEstimate(_ratio(value, norm.value), _ratio(low, norm.high), _ratio(high, norm.low), len(squares)), norm
+
+
+def _ratio(a, b):
+    return float(a / b) if b > 0 else 0.0 if a == 0 else float("inf")
+
+
+def _product(matrix, W):
+    """H̃W in tree rows, host arrays. Collective."""
+    backend = matrix.backend
+    return backend.to_host(multiply_tree_rows(matrix, backend.asarray(np.ascontiguousarray(W))))
 
 
 def spectral_norm(apply, comm, start, iterations, rtol=1e-4):
@@ -90,26 +110,21 @@ def spectral_norm(apply, comm, start, iterations, rtol=1e-4):
 
 def largest_eigenvalue(matrix, seed=0, columns=8, iterations=60):
     """λ_max(H̃) in absolute value. Collective."""
-    backend = matrix.backend
     rows = matrix.tree.permutation[slice(*matrix.tree_rows(matrix.leaf_rows))]
     start = gaussian_rows(seed, "lambda_max", 0, matrix.n_params, range(min(columns, max(1, matrix.n_alive))), np.float64)[rows]
 
-    def apply(W):
-        return backend.to_host(multiply_tree_rows(matrix, backend.asarray(np.ascontiguousarray(W))))
-
-    return spectral_norm(apply, matrix.comm, start, iterations, 1e-6)
+    return spectral_norm(lambda W: _product(matrix, W), matrix.comm, start, iterations, 1e-6)
 
 
 def spectral_error(matrix, operator, G, HG, columns=8, products=4):
     """‖H̃ − H‖₂ from below, by subspace iteration started at the error's image of the probes. Collective."""
-    comm, backend, lo_hi = matrix.comm, matrix.backend, slice(*matrix.tree_rows(matrix.leaf_rows))
+    comm = matrix.comm
 
     def apply(W):
         whole = np.zeros((matrix.n_params, W.shape[1]), operator.dtype)
         whole[matrix.tree.permutation] = gather_rows(comm, np.ascontiguousarray(W, operator.dtype), matrix.leaf_rows)
         exact = reduce_rows(comm, operator.partial_matmat(whole)[matrix.tree.permutation], matrix.leaf_rows)
-        return exact.astype(np.float64) - backend.to_host(multiply_tree_rows(matrix, backend.asarray(np.ascontiguousarray(W))))
+        return exact.astype(np.float64) - _product(matrix, W)
 
-    start = HG.astype(np.float64) - backend.to_host(multiply_tree_rows(matrix, backend.asarray(np.ascontiguousarray(G, np.float64))))
-    assert start.shape[0] == lo_hi.stop - lo_hi.start
+    start = HG.astype(np.float64) - _product(matrix, G.astype(np.float64))
     return spectral_norm(apply, comm, start[:, :columns], products, 1e-2)

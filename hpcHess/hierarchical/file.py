@@ -190,7 +190,8 @@ def _read(file, comm, backend):
     matrix.provenance, matrix.job_text, matrix.job_directory = json.loads(given["provenance"]), given["job"], given["job_directory"]
     if "network" in given:
         matrix.network = json.loads(given["network"])
-        matrix.network["arrays"] = {name: file.read_all(f"network/{name}").reshape(shape) for name, shape in matrix.network.pop("shapes").items()}
+        shapes = matrix.network.pop("shapes")
+        matrix.network["arrays"] = {name: file.read_all(f"network/{name}").reshape(shape) for name, shape in shapes.items()}
     return matrix
 
 

@@ -84,7 +84,8 @@ class HierarchicalMatrix:
         """H̃ as a `scipy.sparse.linalg.LinearOperator` (whole vectors on every rank)."""
         from scipy.sparse.linalg import LinearOperator
 
-        return LinearOperator(self.shape, matvec=self.matmat, rmatvec=self.matmat, matmat=self.matmat, rmatmat=self.matmat, dtype=self.dtype)
+        products = dict.fromkeys(("matvec", "rmatvec", "matmat", "rmatmat"), self.matmat)
+        return LinearOperator(self.shape, dtype=self.dtype, **products)
 
     def install(self, factors):
         """Keep `Woodbury` factors made before, for solves with their damping."""

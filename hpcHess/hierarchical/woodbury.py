@@ -68,7 +68,7 @@ class Woodbury:
         return cls(matrix, damping, eliminations, kept)
 
     def solve_rows(self, B):
-        """(H̃ + λI)⁻¹B in parameter rows, float64 [n_local, k]. Raises InputError at damping 0 where dead parameters have a right-hand side."""
+        """(H̃ + λI)⁻¹B in parameter rows, float64 [n_local, k]. Raises InputError at λ = 0 where a dead parameter's b is not 0."""
         matrix = self.matrix
         X = np.empty(B.shape, np.float64)
         for a in range(0, B.shape[1], SOLVE_COLUMNS):
@@ -87,7 +87,7 @@ class Woodbury:
         if self.damping > 0:
             X[dead] = B[dead] / self.damping
         elif self.comm.allreduce(int(np.any(B[dead]))):
-            raise InputError("H̃ is singular (dead parameters have zero rows) and the right-hand side is not zero there: use a damping > 0")
+            raise InputError("H̃ is singular: dead parameters have zero rows, where the right-hand side is not zero; use a damping > 0")
 
     def _solve_tree_rows(self, rows):
         matrix, comm, backend = self.matrix, self.comm, self.backend

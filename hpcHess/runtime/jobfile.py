@@ -60,7 +60,7 @@ SCHEMA = {
     },
     "compress": {
         "format": Key(TEXT, "hss", "of the compressed matrix", ("hss",)),
-        "leaf_size": Key(INTEGER, 128, "largest number of parameters in a leaf", least=2),
+        "leaf_size": Key(INTEGER, 64, "largest number of parameters in a leaf", least=2),
         "rtol": Key(NUMBER, 1e-2, "error of the whole matrix, relative to its Frobenius norm", within=(0, 1)),
         "max_rank": Key(INTEGER, 0, "largest rank of a node, 0: unlimited", least=0),
         "distance": Key(TEXT, "parameter", "of two parameters, for the tree", ("angle", "kernel", "input", "parameter", "random")),

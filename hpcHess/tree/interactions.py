@@ -20,6 +20,5 @@ def far_pairs(near, depth):
         above, here = np.unique(near >> (depth - level + 1), axis=0), np.unique(near >> (depth - level), axis=0)
         children = (2 * above[:, None, :] + np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2)
         children = np.unique(children[children[:, 0] < children[:, 1]], axis=0)
-        encode = lambda pairs: pairs[:, 0] << np.int64(level) | pairs[:, 1]  # noqa: E731
-        far.append(children[~np.isin(encode(children), encode(here))])
+        far.append(children[~np.isin(*(pairs[:, 0] << np.int64(level) | pairs[:, 1] for pairs in (children, here)))])
     return far

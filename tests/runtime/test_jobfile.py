@@ -28,7 +28,7 @@ def test_defaults_are_filled_in(job_path, tmp_path):
     assert job["curvature"] == {"kind": "gauss-newton"}
     assert job["compress"] == {
         "format": "hss",
-        "leaf_size": 128,
+        "leaf_size": 64,
         "rtol": 1e-2,
         "max_rank": 0,
         "distance": "parameter",
