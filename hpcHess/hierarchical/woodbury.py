@@ -126,7 +126,8 @@ def _damped_leaves(matrix, damping):
     """D_α + λI of the own leaves in float64."""
     near, backend = matrix.near, matrix.backend
     data = backend.xp.array(near.blocks.data, dtype=np.float64)
-    diagonal = np.repeat(near.blocks.offsets[:-1], near.rows) + ranges(np.zeros_like(near.rows), near.rows) * np.repeat(near.rows + 1, near.rows)
+    within = ranges(np.zeros_like(near.rows), near.rows)
+    diagonal = np.repeat(near.blocks.offsets[:-1], near.rows) + within * np.repeat(near.rows + 1, near.rows)
     data[backend.asarray(diagonal)] += damping
     return Blocks.shaped(data, near.rows, near.rows)
 
