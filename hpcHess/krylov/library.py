@@ -80,9 +80,9 @@ def option_database(PETSc, options):
 
 
 def own_options(PETSc, configure, options):
-    """`configure()`, with PETSc's complaint about an option as an InputError of one line."""
+    """What `configure()` returns, with PETSc's complaint about an option as an InputError of one line."""
     try:
-        configure()
+        return configure()
     except PETSc.Error as error:
         reason = str(error).strip().rpartition("\n")[2].rpartition("] ")[2]
         given = f"; given: {' '.join(options)}" if options else ""

@@ -43,7 +43,7 @@ def solve(
     A                 `comm`, `shape`, `matmat_rows`; `diagonal` where PETSc options ask for it
     B_local           [n_local, k] (or [n_local]) parameter rows
     preconditioner    None or an object with `solve_rows(B [n_local, k])`, an approximate (A + σI)⁻¹ of any precision
-    max_iterations    most iterations of one block of columns, over all its rounds
+    max_iterations    most iterations of one block of columns, over all its rounds; the option -ksp_max_it has precedence
     options           PETSc options as words, e.g. ["-ksp_type", "gmres", "-ksp_monitor"]
     definite          whether A + σI and the preconditioner are positive definite: CG, else FGMRES
     block             most columns at once
@@ -68,6 +68,8 @@ def solve(
     nonzero = np.flatnonzero(norms)
     X, residuals, iterations = np.zeros_like(B), np.zeros(len(norms)), 0
     with option_database(PETSc, options) as database, (progress or Silent()).phase("krylov") as steps:
+        if database.hasName("ksp_max_it"):
+            max_iterations = own_options(PETSc, lambda: database.getInt("ksp_max_it"), options)
         method = _Method(PETSc, A, shift, preconditioner, AIM * rtol, options, database, definite, steps)
         for start in range(0, len(nonzero), block):
             columns = nonzero[start : start + block]
@@ -163,6 +165,7 @@ class _Method:
         ksp.setNormType(self._PETSc.KSP.NormType.UNPRECONDITIONED)
         ksp.setTolerances(rtol=0.0, atol=self._rtol)
         own_options(self._PETSc, ksp.setFromOptions, self._options)
+        ksp.setTolerances(max_it=max_iterations)  # the rest of what -ksp_max_it allows
         try:
             ksp.setUp()
             return ksp
@@ -171,6 +174,7 @@ class _Method:
         ksp = self._configured(mat, columns, max_iterations)
         ksp.setTolerances(rtol=self._rtol)
         own_options(self._PETSc, ksp.setFromOptions, self._options)
+        ksp.setTolerances(max_it=max_iterations)
         own_options(self._PETSc, ksp.setUp, self._options)
         return ksp
 

@@ -23,11 +23,17 @@ class Saturation:
 
 
 def entry_blocks(operator, backend, pairs, indices, dtype):
-    """Fill `pairs` with exact entries H[indices of α, indices of β]; `indices` int64: the extended rows' parameter indices."""
+    """Fill `pairs` with exact entries H[indices of α, indices of β]; `indices` int64: the extended rows' parameter indices.
+
+    Blocks on the diagonal are symmetric to the last bit, by their lower triangle: the one that a file keeps.
+    """
     take = lambda at, counts: np.concatenate([indices[a : a + c] for a, c in zip(at, counts)] or [indices[:0]])  # noqa: E731
     starts = lambda counts: np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # noqa: E731
     I, J = take(pairs.row_at, pairs.rows), take(pairs.col_at, pairs.cols)
     blocks = operator.entries_batch(I, starts(pairs.rows), J, starts(pairs.cols))
+    for i in np.flatnonzero(pairs.own[:, 0] == pairs.own[:, 1]):
+        upper = np.triu_indices(pairs.rows[i], 1)
+        blocks[i][upper] = blocks[i].T[upper]
     pairs.set(backend.asarray(blocks.data, dtype))
 
 
