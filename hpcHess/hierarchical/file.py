@@ -16,6 +16,7 @@ from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.provenance import provenance
 from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums, starts_of
 from hpcHess.storage.factor_file import FactorFile, write
+from hpcHess.storage.hdf5 import hdf5_versions
 from hpcHess.tree.interactions import far_pairs
 from hpcHess.tree.tree import Tree
 
@@ -95,7 +96,9 @@ def save(matrix, path, job=None, network=None, digests=None, factors=None):
 
 def _attributes(matrix, job, digests):
     report = dict(matrix.report)
-    origin = provenance(matrix.comm) | {"timings": report.pop("timings", {}), "seed": report.get("seed")} | (digests or {})
+    origin = provenance(matrix.comm)
+    origin["versions"] |= hdf5_versions()
+    origin |= {"timings": report.pop("timings", {}), "seed": report.get("seed")} | (digests or {})
     return {
         "matrix_format": "hss",
         "n_params": int(matrix.n_params),
@@ -106,7 +109,7 @@ def _attributes(matrix, job, digests):
         "report": json.dumps(report, sort_keys=True),
         "job": "" if job is None else job.text,
         "job_directory": "" if job is None else str(job.directory),
-        "provenance": json.dumps(origin, sort_keys=True),
+        "provenance": json.dumps(origin),
     }
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 
-_PACKAGES = ("hpcHess", "numpy", "scipy", "mpi4py", "h5py", "petsc4py", "scikit-learn")
+_PACKAGES = ("hpcHess", "numpy", "scipy", "mpi4py", "petsc4py", "scikit-learn")
 
 
 def provenance(comm):

@@ -53,3 +53,8 @@ def disk_errors(path):
 
 def _one_line(error):
     return " ".join(str(error).split())
+
+
+def hdf5_versions():
+    """Versions of h5py and of the HDF5 library, for provenance."""
+    return {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version}
