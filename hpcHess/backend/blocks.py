@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcHess.parallel.ownership import starts_of
+
 
 @dataclass
 class Blocks:
@@ -21,7 +23,7 @@ class Blocks:
     def shaped(cls, data, rows, cols):
         """Blocks over `data`, or zeros made by `data(n)` when it is callable (the total size is its argument)."""
         rows, cols = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(cols, np.int64)
-        offsets = np.concatenate([[0], np.cumsum(rows * cols)]).astype(np.int64)
+        offsets = starts_of(rows * cols)
         return cls(data(int(offsets[-1])) if callable(data) else data, rows, cols, offsets)
 
     def __len__(self):

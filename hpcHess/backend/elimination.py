@@ -14,14 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.parallel.ownership import starts_of
 
 NEGLIGIBLE = 1e-10  # eigenvalues of X_RR below this times max|A| are delayed
 GROWTH = 1e3  # so are directions by which D̂ would outgrow max|A| by this factor (there are none where A is semidefinite)
-
-
-def starts_of(sizes):
-    """[0, cumsum(sizes)] as int64."""
-    return np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))]).astype(np.int64)
 
 
 @dataclass

@@ -5,8 +5,9 @@ import numpy as np
 from hpcHess import _native
 from hpcHess.backend.array_backend import ArrayBackend
 from hpcHess.backend.blocks import Blocks
-from hpcHess.backend.elimination import GROWTH, Elimination, assemble, eliminate_block, starts_of
+from hpcHess.backend.elimination import GROWTH, Elimination, assemble, eliminate_block
 from hpcHess.backend.interpolate import Interpolation
+from hpcHess.parallel.ownership import starts_of
 
 
 def _index(a):

@@ -19,6 +19,7 @@ import numpy as np
 
 from hpcHess.networks.activations import ACTIVATIONS
 from hpcHess.networks.losses import LOSSES, softmax
+from hpcHess.parallel.ownership import starts_of
 from hpcHess.parallel.shared import HostArray
 
 _BLOCK = 1 << 22  # numbers in one temporary of the sweeps
@@ -39,8 +40,8 @@ class Samples:
     def __init__(self, network, inputs, comm, dtype):
         self.loss, self.n, self.dtype = LOSSES[network.loss], len(inputs), np.dtype(dtype)
         self.widths, self.n_layers, self._held = network.widths, network.n_layers, []
-        self.row_starts = np.concatenate([[0], np.cumsum(np.array(self.widths[:-1]) + 1)]).astype(np.int64)
-        self.neuron_starts = np.concatenate([[0], np.cumsum(self.widths[1:])]).astype(np.int64)
+        self.row_starts = starts_of(np.array(self.widths[:-1]) + 1)
+        self.neuron_starts = starts_of(self.widths[1:])
         self.M, self._root = self._shared_factors(network)
         rank = self.widths[-1] if self._root is None else len(self._root)
         self.X = self._allocate(comm, (int(self.row_starts[-1]), self.n))

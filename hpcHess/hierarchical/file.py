@@ -11,10 +11,10 @@ from hpcHess.hierarchical.matrix import HierarchicalMatrix
 from hpcHess.hierarchical.woodbury import Woodbury, extended_order
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import ranges
-from hpcHess.parallel.ownership import node_starts
+from hpcHess.parallel.ownership import node_starts, starts_of
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.provenance import provenance
-from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums, starts_of
+from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums
 from hpcHess.storage.factor_file import FactorFile, write
 from hpcHess.storage.hdf5 import hdf5_versions
 from hpcHess.tree.interactions import far_pairs

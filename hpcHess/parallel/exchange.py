@@ -6,6 +6,8 @@ A distributed multivector [n, k] lies in contiguous row pieces: rank r holds row
 import numpy as np
 from mpi4py import MPI
 
+from hpcHess.parallel.ownership import starts_of
+
 _MESSAGE = 1 << 28  # numbers in one message at most, far from MPI's int32 counts
 
 
@@ -120,10 +122,10 @@ class Halo:
         needs = np.unique(needs[needs[:, 0] != owner(needs[:, 1])], axis=0)  # (rank, node), by rank then node
         self.empty = len(needs) == 0
         lo, hi = owned[me : me + 2]
-        self.own_starts = np.concatenate([[0], np.cumsum(counts[lo:hi])]).astype(np.int64)
+        self.own_starts = starts_of(counts[lo:hi])
         self._first, self.n_own = int(lo), int(self.own_starts[-1])
         self.nodes = needs[needs[:, 0] == me, 1]
-        self._halo_starts = self.n_own + np.concatenate([[0], np.cumsum(counts[self.nodes])]).astype(np.int64)
+        self._halo_starts = self.n_own + starts_of(counts[self.nodes])
         self.n_extended = int(self._halo_starts[-1])
         self._receive = np.bincount(owner(self.nodes), weights=counts[self.nodes], minlength=comm.size).astype(np.int64)
         sent = needs[owner(needs[:, 1]) == me]

@@ -3,6 +3,11 @@
 import numpy as np
 
 
+def starts_of(counts):
+    """First items of consecutive pieces of `counts` items and the end of the last: 0 and the cumulative sums, int64 [len + 1]."""
+    return np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
+
+
 def row_starts(n_rows, n_ranks):
     """First rows of the contiguous pieces of PETSc's default layout, int64 [n_ranks + 1]."""
     ranks = np.arange(n_ranks + 1, dtype=np.int64)

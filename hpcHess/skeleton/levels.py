@@ -10,12 +10,7 @@ import numpy as np
 
 from hpcHess.backend.blocks import Blocks
 from hpcHess.parallel.exchange import Halo, ranges, repartition
-from hpcHess.parallel.ownership import node_starts
-
-
-def starts_of(counts):
-    """0 and the cumulative sums of `counts`, int64."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+from hpcHess.parallel.ownership import node_starts, starts_of
 
 
 class PairBlocks:

@@ -10,6 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.parallel.ownership import starts_of
 from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums, to_parents
 
 
@@ -28,9 +29,8 @@ def entry_blocks(operator, backend, pairs, indices, dtype):
     Blocks on the diagonal are symmetric to the last bit, by their lower triangle: the one that a file keeps.
     """
     take = lambda at, counts: np.concatenate([indices[a : a + c] for a, c in zip(at, counts)] or [indices[:0]])  # noqa: E731
-    starts = lambda counts: np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # noqa: E731
     I, J = take(pairs.row_at, pairs.rows), take(pairs.col_at, pairs.cols)
-    blocks = operator.entries_batch(I, starts(pairs.rows), J, starts(pairs.cols))
+    blocks = operator.entries_batch(I, starts_of(pairs.rows), J, starts_of(pairs.cols))
     for i in np.flatnonzero(pairs.own[:, 0] == pairs.own[:, 1]):
         upper = np.triu_indices(pairs.rows[i], 1)
         blocks[i][upper] = blocks[i].T[upper]
@@ -103,7 +103,7 @@ class Skeletonizer:
         """Interpolative decompositions of the own nodes, with as many sketch columns as their ranks need. Collective."""
         comm, backend = self.comm, self.backend
         columns = level.own(comm, level.columns)
-        starts = np.concatenate([[0], np.cumsum(columns)]).astype(np.int64)
+        starts = starts_of(columns)
         while True:
             k = R.shape[1]
             found = backend.interpolate(R, starts, level.own(comm, tolerance), max_rank or None)

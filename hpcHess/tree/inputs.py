@@ -9,6 +9,7 @@ Johnson & Lindenstrauss 1984). Measured against the other distances in docs/MATH
 import numpy as np
 
 from hpcHess.parallel.exchange import ranges
+from hpcHess.parallel.ownership import starts_of
 
 EMBEDDING_COLUMNS = 128
 
@@ -22,7 +23,7 @@ def input_order(groups, rows, depth):
     rows = (rows / np.where(norms > 0, norms, 1)).astype(np.float64)
     by_group = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups, minlength=len(rows))
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    starts = starts_of(sizes)[:-1]
     present = np.flatnonzero(sizes)
     pieces = [(present, starts[present], sizes[present])]  # a node: groups, first parameter in by_group, number of parameters
     for _ in range(depth):

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcHess.parallel.ownership import starts_of
+
 
 def depth_for(n, leaf_size):
     """Smallest depth L with ⌈n / 2^L⌉ ≤ leaf_size."""
@@ -46,5 +48,4 @@ class Tree:
     @classmethod
     def halved(cls, permutation, depth):
         """The tree over `permutation` whose nodes are halved `depth` times."""
-        starts = np.concatenate([[0], np.cumsum(level_sizes(len(permutation), depth)[-1])]).astype(np.int64)
-        return cls(depth, permutation, starts)
+        return cls(depth, permutation, starts_of(level_sizes(len(permutation), depth)[-1]))

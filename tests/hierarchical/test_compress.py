@@ -137,10 +137,18 @@ def test_single_precision_products_are_not_trusted_beyond_their_digits(comm):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rtol": 0}, "rtol"), ({"rtol": -1}, "rtol"), ({"rtol": float("nan")}, "rtol"), ({"rtol": 1.0}, "rtol"), ({"leaf_size": 1}, "leaf_size"),
-        ({"max_rank": -1}, "max_rank"), ({"probes": 5}, "probes"), ({"dtype": "half"}, "dtype"), ({"distance": "x"}, "distance"), ({"backend": "x"}, "backend"),
+        ({"rtol": 0}, "rtol"),
+        ({"rtol": -1}, "rtol"),
+        ({"rtol": float("nan")}, "rtol"),
+        ({"rtol": 1.0}, "rtol"),
+        ({"leaf_size": 1}, "leaf_size"),
+        ({"max_rank": -1}, "max_rank"),
+        ({"probes": 5}, "probes"),
+        ({"dtype": "half"}, "dtype"),
+        ({"distance": "x"}, "distance"),
+        ({"backend": "x"}, "backend"),
     ],
-)  # fmt: skip
+)
 def test_bad_options(comm, options, message):
     with pytest.raises(InputError, match=message):
         compress(DenseOperator(np.eye(4), comm), **options)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from mpi4py import MPI
-from tests.reference.dense_operator import DenseOperator, gaussian_kernel
 
 from hpcHess.runtime.errors import InputError
 from hpcHess.tree.build import DISTANCES, build_tree
@@ -11,6 +10,7 @@ from hpcHess.tree.inputs import input_order
 from hpcHess.tree.interactions import far_pairs, near_self
 from hpcHess.tree.split import split_level
 from hpcHess.tree.tree import depth_for, level_sizes
+from tests.reference.dense_operator import DenseOperator, gaussian_kernel
 
 
 def operator(comm, n=301):
