@@ -1,0 +1,62 @@
+"""Entries by the Gram route: H_IJ = (1/n) Σ_i G_iI ᵀ G_iJ with G_i = R_iᵀ ∂z_i/∂θ formed column by column, n d operations an entry.
+
+It is what the grouped entries of `hpcHess.curvature.entries` are measured and checked against. For the weight j = (ℓ, p, q)
+G_ij = x_iq C_i^ℓ e_p, C^L = Rᵀ, C^{ℓ−1} = C^ℓ W_ℓ diag(s'^{ℓ−1}).
+"""
+
+import time
+
+import numpy as np
+
+PIECE = 1 << 22  # numbers of one layer's C for a piece of samples
+
+
+def gram_blocks(operator, index_sets):
+    """([H_II for every I], seconds) of int64 parameter indices, in the operator's type, sums in it too. Making C is not timed: the grouped
+    route's kernel is made before, too. Not collective.
+    """
+    network, samples = operator.network, operator.samples
+    placed = [_place(network, np.asarray(I)) for I in index_sets]
+    result = [np.zeros((len(I), len(I)), operator.dtype) for I in index_sets]
+    step, seconds = max(1, PIECE // (samples.widths[-1] * max(samples.widths[1:]))), 0.0
+    for lo in range(0, samples.n, step):
+        piece = slice(lo, min(samples.n, lo + step))
+        C, x = _factors(network, samples, piece), [samples.inputs(layer)[:, piece].T for layer in range(samples.n_layers)]
+        start = time.perf_counter()
+        for H, (order, groups) in zip(result, placed, strict=True):
+            columns = [x[layer][:, None, q] * C[layer][:, :, p] for layer, p, q in groups]
+            G = np.concatenate(columns, axis=2).reshape(-1, len(order))
+            H += (G.T @ G)[np.ix_(order, order)]
+        seconds += time.perf_counter() - start
+    for H in result:
+        H /= samples.n
+    return result, seconds
+
+
+def _place(network, I):
+    """(where each index stands among the sorted ones, [(layer, neurons, inputs)] of the sorted ones)."""
+    order = np.empty(len(I), np.int64)
+    order[np.argsort(I, kind="stable")] = np.arange(len(I))
+    sorted_I, groups = np.sort(I), []
+    for layer, ((weight, bias), W) in enumerate(zip(network.layer_offsets, network.weights, strict=True)):
+        local = sorted_I[(sorted_I >= weight) & (sorted_I < weight + W.size)] - weight
+        groups.append((layer, *np.divmod(local, W.shape[1])))
+        if bias is not None:
+            local = sorted_I[(sorted_I >= bias) & (sorted_I < bias + len(W))] - bias
+            groups.append((layer, local, np.full(len(local), W.shape[1])))
+    return order, groups
+
+
+def _factors(network, samples, piece):
+    """C of every layer for a piece of samples, [samples, d, d_ℓ]."""
+    width, m = samples.widths[-1], piece.stop - piece.start
+    if samples.p is None:
+        C = np.broadcast_to(np.sqrt(2.0) * np.eye(width), (m, width, width))
+    else:  # √p_e (δ_ep − p_p)
+        p = samples.p[:, piece].T.astype(np.float64)
+        C = np.sqrt(p)[:, :, None] * (np.eye(width) - p[:, None, :])
+    found = [C.astype(samples.dtype)]
+    for layer in range(samples.n_layers - 1, 0, -1):
+        C = (C @ network.weights[layer]) * samples.slope(layer - 1)[:, piece].T[:, None, :]
+        found.append(C.astype(samples.dtype))
+    return found[::-1]
