@@ -118,7 +118,8 @@ def _singular(backend, A, root):
     """Whether the root block cannot be told from a singular one: max|A|·Σ 1/|λ| ≥ 1 / (10 c ε), with Σ 1/|λ| = ‖W‖_F²."""
     if not len(A) or not A.rows[0]:
         return False
-    size, inverse = float(backend.xp.abs(A.data).max()), float((root.W.data**2).sum())
+    xp = backend.xp
+    size, inverse = float(xp.max(xp.abs(A.data))), float(xp.sum(root.W.data * root.W.data))
     return size * inverse * 10 * float(A.rows[0]) * np.finfo(np.float64).eps >= 1.0
 
 
