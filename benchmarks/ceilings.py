@@ -79,7 +79,7 @@ class CeilingMeter:
             idle_barrier(self.comm)
             self._samples["alone"].setdefault(name, []).append(self.comm.bcast(rate))
             seconds, _ = once(self.comm, work)
-            self._samples["together"].setdefault(name, []).append(self.comm.size * amount / seconds)
+            self._samples["together"].setdefault(name, []).append(self.comm.size * amount / seconds.median)
 
     def ceilings(self):
         """`Ceilings` from all samples so far."""

@@ -61,7 +61,8 @@ class CaseRun:
     def result(self, ceilings):
         """Plain values: sizes and rows, rated against `ceilings`."""
         found = [rows.row(phase, seconds, work, ceilings, inside) for phase, inside, seconds, work in self.measured]
-        return {"case": self.case.name, "sizes": self.sizes, "rows": found + [rows.file_row(*each) for each in self.files]}
+        found += [rows.file_row(*each) for each in self.files]
+        return {"case": self.case.name, "sizes": self.sizes, "rows": found, "lost": rows.lost(found, "compression")}
 
     def _measure(self, phase, work, needs=None, warm=True):
         """Time `work()` and keep a row; `needs`: this rank's share of the Work, or a function of the result. Returns the last result."""
@@ -84,7 +85,7 @@ class CaseRun:
 
     def _once(self, phase, work):
         seconds, result = once(self.comm, work)
-        self.measured.append((phase, None, Seconds([seconds]).as_dict(), None))
+        self.measured.append((phase, None, seconds.as_dict(), None))
         return result
 
     def _vectors(self, k, dtype, stream):

@@ -48,10 +48,28 @@ def file_row(phase, seconds, n_bytes, rate):
     }
 
 
+def lost(rows, whole, count=6):
+    """Where a whole loses most against the ceilings: its smallest parts by median − least seconds, [{phase, seconds, fraction of the
+    whole}]; parts of one name are added up. Parts with nothing to count (Python, exchange, waiting) are lost altogether.
+    """
+    parents = {each["inside"] for each in rows}
+    inside = {each["phase"]: each["inside"] for each in rows}
+    total = next(each["seconds"]["median"] for each in rows if each["phase"] == whole)
+    seconds = {}
+    for each in rows:
+        top = each["inside"]
+        while top is not None and top != whole:
+            top = inside[top]
+        if top == whole and each["phase"] not in parents:
+            seconds[each["phase"]] = seconds.get(each["phase"], 0.0) + each["seconds"]["median"] - (each["least_seconds"] or 0.0)
+    worst = sorted(seconds, key=seconds.get, reverse=True)[:count]
+    return [{"phase": phase, "seconds": seconds[phase], "fraction": seconds[phase] / total if total else 0.0} for phase in worst]
+
+
 def table(rows):
     """The rows as lines of text; parts are indented below their row."""
     inside = {each["phase"]: each["inside"] for each in rows}
-    names = [("median s", 9), ("min", 9), ("max", 9), ("GFLOP", 9), ("GFLOP/s", 8), ("MB", 9), ("GB/s", 7), ("of bound", 8)]
+    names = [("median s", 9), ("min", 9), ("max", 9), ("CPU", 5), ("GFLOP", 9), ("GFLOP/s", 8), ("MB", 9), ("GB/s", 7), ("of bound", 8)]
     lines = [f"{'phase':<48} {' '.join(f'{name:>{width}}' for name, width in names)}  bound"]
     for each in rows:
         depth, whole = 0, each["inside"]
@@ -63,6 +81,8 @@ def table(rows):
 
 def _line(each, name):
     seconds = " ".join(_number(each["seconds"][key], 9) for key in ("median", "min", "max"))
+    share = each["seconds"]["cpu_share"]
+    seconds += f" {100 * share:4.0f}%" if share is not None else " " * 6
     flops, size = (_number(value and value / unit, 9) for value, unit in ((each["flops"], 1e9), (each["bytes"], 1e6)))
     part = f"{100 * each['fraction']:.1f} %" if each["fraction"] is not None else ""
     rates = f"{flops} {_number(each['gflops'], 8)} {size} {_number(each['gbytes'], 7)} {part:>8}"

@@ -107,7 +107,8 @@ def _show(session, result):
     for mode, rates in measured:
         triads = ", ".join(f"{size} {rate:.1f}" for size, rate in rates["triad_gbytes"].items())
         lines.append(f"{mode}: sgemm {rates['sgemm_gflops']:.0f}, dgemm {rates['dgemm_gflops']:.0f} GFLOP/s; triad GB/s {triads}")
-    for line in [*lines, *rows.table(result["rows"])]:
+    parts = ", ".join(f"{each['phase']} {each['seconds']:.3g} s ({100 * each['fraction']:.0f} %)" for each in result["lost"])
+    for line in [*lines, *rows.table(result["rows"]), f"compression: lost against the ceilings in {parts}"]:
         session.output(line)
 
 

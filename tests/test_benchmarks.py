@@ -20,7 +20,7 @@ from hpcHess.hierarchical.compress import compress
 from hpcHess.networks.network import Network
 from tests.storage.launch import launch
 
-SECONDS = {"median": 0.5, "min": 0.4, "max": 0.7, "repeats": 3}
+SECONDS = {"median": 0.5, "min": 0.4, "max": 0.7, "repeats": 3, "cpu_share": 0.9}
 ALWAYS = ("compression", "Woodbury factors", "write matrix", "read matrix", "H̃V, 1 vector, float32", "exact product, 64 vectors, float64")
 
 
@@ -48,6 +48,21 @@ def test_ceiling_that_binds(ceilings):
     found = rows.row("p", SECONDS, Work(1e9, 0.0, 1e6), ceilings)
     assert found["gflops"] == 2.0 and found["fraction"] == 0.5 and found["bound"] == "sgemm"
     assert rows.row("p", SECONDS, None, ceilings)["fraction"] is None
+
+
+def test_lost_seconds_are_those_above_the_ceilings(ceilings):
+    seconds = lambda value: {**SECONDS, "median": value}  # noqa: E731
+    found = [
+        rows.row("all", seconds(10.0), Work(8e9, 0.0, 1e6), ceilings),
+        rows.row("a", seconds(6.0), Work(8e9, 0.0, 1e6), ceilings, "all"),
+        rows.row("kernel", seconds(5.0), Work(8e9, 0.0, 1e6), ceilings, "a"),
+        rows.row("other", seconds(1.0), None, ceilings, "a"),
+        rows.row("kernel", seconds(1.5), None, ceilings, "all"),
+        rows.row("elsewhere", seconds(9.0), None, ceilings),
+    ]
+    expected = [{"phase": "kernel", "seconds": 4.5, "fraction": 0.45}, {"phase": "other", "seconds": 1.0, "fraction": 0.1}]
+    assert rows.lost(found, "all") == expected
+    assert rows.lost(found, "all", 1) == expected[:1]
 
 
 def test_product_counts_what_dense_layers_need(operator):
@@ -122,6 +137,7 @@ def test_results_of_a_case(comm, shared_tmp):
     for row in found["rows"]:
         seconds = row["seconds"]
         assert 0 <= seconds["min"] <= seconds["median"] <= seconds["max"] and seconds["repeats"] >= 1
+        assert seconds["cpu_share"] is None or seconds["cpu_share"] > 0
         assert row["inside"] is None or any(row["inside"] == other["phase"] for other in found["rows"])
         if row["flops"]:
             assert math.isclose(row["gflops"] * seconds["median"] * 1e9, row["flops"], rel_tol=1e-9)
@@ -129,6 +145,7 @@ def test_results_of_a_case(comm, shared_tmp):
             assert row["bound"] and math.isclose(row["fraction"] * seconds["median"], row["least_seconds"], rel_tol=1e-9)
     inside = [row for row in found["rows"] if row["inside"] == "compression"]
     assert math.isclose(sum(row["flops"] or 0 for row in inside), by_phase["compression"]["flops"])
+    assert 0 < len(found["lost"]) <= 6 and found["lost"][0]["seconds"] > 0
     assert len(rows.table(found["rows"])) == len(found["rows"]) + 1
     assert list(shared_tmp.iterdir()) == []
 
