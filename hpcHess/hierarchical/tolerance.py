@@ -2,13 +2,14 @@
 
 The nodes' errors add up in squares: ‖H̃ − H‖_F² ≈ 2 Σ_α ε_α². Storage is least, for tails that fall like powers of the rank,
 where ε_α² ∝ the numbers stored for α (Lagrange). Measured, ε_α² ∝ (storage of α)^0.7 is better still, because a rank saved
-below also narrows the nodes above (docs/MATHEMATICS.md). The storage is known after a first pass, which gives each level an equal part.
+below also narrows the nodes above (docs/MATHEMATICS.md). The storage is known after a first pass, which gives each level an equal part, and better after a second.
 """
 
 import numpy as np
 
 EXPONENT = 0.7
 ATTEMPTS = 6
+LEARNING = 2  # attempts after which the shares are set by what was stored
 AIM = 0.985  # of rtol, for the upper end of the interval
 GOOD = 0.95  # an error above this part of rtol is used well enough
 
@@ -49,12 +50,12 @@ class Budget:
         self.attempts += 1
         self.scale = scale
         met = high <= self.rtol
-        if len(levels) == 1 or self.attempts == ATTEMPTS or (saturated and self.attempts > 1):
+        if len(levels) == 1 or self.attempts == ATTEMPTS or (saturated and self.attempts > LEARNING):
             return False
-        if met and self.attempts > 1 and (high >= GOOD * self.rtol or self.attempts > 3):
+        if met and self.attempts > LEARNING and (high >= GOOD * self.rtol or self.attempts > LEARNING + 1):
             return False
-        if self.attempts <= 2:
+        if self.attempts <= LEARNING:
             self.shares = shares_by_storage(levels)
         change = AIM * self.rtol / high if high > 0 else 2.0
-        self.share *= float(np.clip(change if met or self.attempts < 3 else 0.97 * change, 0.05, 2.0))
+        self.share *= float(np.clip(change if met or self.attempts <= LEARNING else 0.97 * change, 0.05, 2.0))
         return True
