@@ -25,9 +25,9 @@ def parse_damping(text):
 def damping_of(given, matrix, warn):
     """λ for a parsed damping; warns where λ does not exceed the estimated ‖H̃ − H‖₂ (the approximate inverse is meaningless there)."""
     value, relative = given
-    damping = value * matrix.report["lambda_max"] if relative else value
     if relative and "lambda_max" not in matrix.report:
         raise InputError("λ_max is not known for this matrix: give the damping as a number")
+    damping = value * matrix.report["lambda_max"] if relative else value
     error = matrix.report.get("error_spectral", 0.0)
     if damping <= error:
         warn(

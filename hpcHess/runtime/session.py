@@ -37,7 +37,7 @@ class Session:
 
     comm            all ranks of the job
     is_root         whether this rank is the one that speaks (rank 0)
-    petsc_options   list of str: the command line's PETSc options, names and values, in order
+    petsc_options   list of str: the command line's PETSc options, names and values, in order; whoever reads it uses them
     progress        `Progress` on rank 0, `Silent` elsewhere: hand it to library code
     timings         wall seconds of the phases so far
     """
@@ -46,8 +46,13 @@ class Session:
         self.name = name
         self.comm = comm
         self.is_root = comm.rank == 0
-        self.petsc_options = list(petsc_options)
+        self._petsc_options, self._petsc_used = list(petsc_options), not petsc_options
         self.progress = Progress() if self.is_root else Silent()
+
+    @property
+    def petsc_options(self):
+        self._petsc_used = True
+        return list(self._petsc_options)
 
     @property
     def timings(self):
@@ -65,6 +70,11 @@ class Session:
     def warn(self, text):
         """`hpcHess: warning: …` on rank 0's standard error."""
         self.say(f"hpcHess: warning: {_one_line(text)}")
+
+    def warn_unused(self):
+        """Tell of PETSc options that nothing asked for: perhaps meant to be the driver's own, which have two dashes."""
+        if not self._petsc_used:
+            self.warn(f"not used: {' '.join(self._petsc_options)} (words of one dash are options of PETSc, which had nothing to do)")
 
     def output(self, text):
         """The driver's result, on rank 0's standard output. A reader that has gone away is no error."""
@@ -107,6 +117,7 @@ def _run(name, build_parser, main, arguments, votes):
         else:
             with _warnings_said_by(session):
                 status = main(session, args) or DONE
+                session.warn_unused()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else DONE if error.code is None else INTERNAL_ERROR
         message = error.code if isinstance(error.code, str) else f"left with status {status}" if status else ""
@@ -147,12 +158,23 @@ def _parse(name, parser, arguments):
     said, complaint = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(said), redirect_stderr(complaint):
-            return parser.parse_args(arguments), None
+            return parser.parse_args(_with_negative_values(arguments)), None
     except SystemExit as leave:
         if not leave.code:
             return None, said.getvalue().rstrip("\n")
         message = complaint.getvalue().rpartition(": error: ")[2]
         raise InputError(f"{message.strip()} (see --help)") from None
+
+
+def _with_negative_values(arguments):
+    """`--damping -1e-3` as `--damping=-1e-3`: argparse takes negative numbers with an exponent, or more after them, for options."""
+    joined = []
+    for argument in arguments:
+        if joined and re.match(r"--\w[^=]*$", joined[-1]) and re.match(r"-\.?\d", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 class _Stopped(BaseException):
