@@ -50,7 +50,7 @@ def main(session, args):
         )  # fmt: skip
         X, iterations = found.X_local, found.iterations
         if not found.converged:
-            session.warn(f"not converged: largest residual {found.residuals.max():.2e} after {found.iterations} iterations, asked {args.rtol:g}")
+            session.warn(f"not converged: largest residual {found.residuals.max():.2e} after {iterations} iterations, asked {args.rtol:g}")
             status = NOT_CONVERGED
     else:
         with session.phase("solve"):
@@ -82,7 +82,8 @@ def _report(session, matrix, operator, reason, factors, X, B, damping, iteration
         residuals = column_norms(comm, B - A.matmat_rows(X) - damping * X) / scale
         return f"max {residuals.max(initial=0):.2e}, median {np.median(residuals):.2e}"
 
-    output(f"{X.shape[1]} right-hand sides, damping {damping:.6g}" + (f", {iterations} iterations" if iterations is not None else ""))
+    sides = f"{X.shape[1]} right-hand side{'s' if X.shape[1] > 1 else ''}"
+    output(f"{sides}, damping {damping:.6g}" + (f", {iterations} iterations" if iterations is not None else ""))
     output(f"compressed residual ‖b − (H̃+λI)x‖/‖b‖: {worst(matrix)}")
     if operator is None:
         output(f"exact residual: not available ({reason})")

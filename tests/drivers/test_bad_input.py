@@ -193,8 +193,8 @@ def test_bad_factor_file(fault, name, case, shared_tmp):
     F = shared_tmp / "F.h5"
     on_root(lambda: shutil.copy(case.F, F) and None)
     on_root(lambda: spoil(F) and None)
-    before, V, U = listing(shared_tmp), case.folder / "V.npy", shared_tmp / "U.npy"
-    given = {"multiply": ("--input", V, "--output", U), "solve": ("--rhs", V, "--output", U, "--damping", "0.1"), "info": ("--verify", "--json")}
+    before, V, out = listing(shared_tmp), case.folder / "V.npy", ("--output", shared_tmp / "U.npy")
+    given = {"multiply": ("--input", V, *out), "solve": ("--rhs", V, "--damping", "0.1", *out), "info": ("--verify", "--json")}
     refused(drive(name, F, *given[name]), ["F.h5", *words])
     assert listing(shared_tmp) == before
 
@@ -256,7 +256,9 @@ def test_bad_vectors(fault, name, case, shared_tmp):
 )
 def test_bad_output_of_vectors(output, words, case, shared_tmp, monkeypatch):
     """Found before the work begins."""
-    on_root(lambda: (shutil.copy(case.F, shared_tmp / "F.h5"), (shared_tmp / "folder.npy").mkdir(), np.save(shared_tmp / "V.npy", case.V)) and None)
+    on_root(lambda: shutil.copy(case.F, shared_tmp / "F.h5") and None)
+    on_root(lambda: np.save(shared_tmp / "V.npy", case.V))
+    on_root(lambda: (shared_tmp / "folder.npy").mkdir())
     monkeypatch.chdir(shared_tmp)
     before = listing(shared_tmp)
     for name, *more in (("multiply", "--input"), ("solve", "--damping", "0.1", "--rhs")):
@@ -294,10 +296,10 @@ def test_options_of_one_dash_that_nothing_uses_are_told(case, shared_tmp):
     V = case.folder / "V.npy"
     run = ok(drive("multiply", case.F, "--input", V, "--output", shared_tmp / "U.npy", "-exact"))
     assert len(run.warnings) == 1 and "-exact" in run.warnings[0]
-    run = ok(drive("solve", case.F, "--rhs", V, "--output", shared_tmp / "X.npy", "--damping", "0.1", "-ksp_type", "cg"))
+    solve = ("solve", case.F, "--rhs", V, "--output", shared_tmp / "X.npy", "--damping", "0.1", "-ksp_type", "cg")
+    run = ok(drive(*solve))
     assert len(run.warnings) == 1 and "-ksp_type cg" in run.warnings[0]
-    run = ok(drive("solve", case.F, "--rhs", V, "--output", shared_tmp / "X.npy", "--damping", "0.1", "--refine", "exact", "-ksp_type", "cg"))
-    assert not run.warnings
+    assert not ok(drive(*solve, "--refine", "exact")).warnings
 
 
 def test_arguments_in_the_wrong_order(case, shared_tmp):
