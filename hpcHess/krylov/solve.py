@@ -138,7 +138,12 @@ class _Method:
             ksp = owned(self._ksp(mat, columns, max_iterations))
             b, x = (owned(vec) for vec in mat.createVecs())
             b.getArray()[:] = R.reshape(-1)
-            ksp.solve(b, x)
+            try:
+                ksp.solve(b, x)
+            except self._PETSc.Error as error:
+                if error.__cause__ is None:
+                    raise
+                raise error.__cause__ from None  # what the operator raised: petsc4py ≥ 3.19 wraps it
             self._reason = ksp.getConvergedReason()
             if hasattr(self._database, "used"):  # petsc4py ≥ 3.19
                 self._unused = [name for name, _ in pairs(self._options) if not self._database.used(name)]

@@ -140,6 +140,8 @@ def _parameter(name, array, ndim):
         array = np.asarray(array)
     except ValueError as error:
         raise InputError(f"{name} is no array: {error}") from None
+    if array.dtype == object:  # ragged, before numpy 1.24
+        raise InputError(f"{name} is no array: its rows are of different lengths or hold objects")
     if array.dtype.kind not in "fiu":
         raise InputError(f"{name} holds {array.dtype}, not real numbers")
     if array.ndim != ndim:

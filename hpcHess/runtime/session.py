@@ -27,7 +27,8 @@ from hpcHess.runtime.errors import BAD_INPUT, DONE, INTERNAL_ERROR, HpcHessWarni
 from hpcHess.runtime.progress import Progress, Silent, silence
 
 VOTE_SECONDS = 2.0  # how long a failing rank waits for the others before it aborts the job
-STAGGER_SECONDS = 0.25  # between the aborts of two failing ranks: only the first one is heard
+STAGGER_SECONDS = 0.5  # between the aborts of two failing ranks: only the first one is heard
+FORWARD_SECONDS = 0.1  # for the launcher to pass the message on: Open MPI 5 drops what is still on its way at an abort
 
 _PETSC_OPTION = re.compile(r"-[A-Za-z]\w+$")
 
@@ -253,6 +254,7 @@ def _leave(votes, status, message, trace):
         time.sleep(STAGGER_SECONDS * min(votes.rank, 20))
         _print_error(message, trace, votes.rank)
         sys.stdout.flush()
+        time.sleep(FORWARD_SECONDS)
         MPI.COMM_WORLD.Abort(status)
     statuses, traces = everyone.T
     first = int(np.argmax(statuses != DONE))  # 0 where none failed

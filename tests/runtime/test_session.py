@@ -270,12 +270,13 @@ def test_a_signal_removes_temporary_files(driver, tmp_path, number):
 def test_a_terminated_job_removes_the_temporary_files_of_all_ranks(driver, tmp_path):
     process = start(2, driver, "wait", "--file", str(tmp_path / "temporary"))
     try:
-        assert process.stderr.readline() == "waiting\n"
+        assert any(line == "waiting\n" for line in process.stderr)  # the launcher may have lines of its own
         process.terminate()
         _, err = process.communicate(timeout=20)
     finally:
         process.kill()
-    assert process.returncode != 0 and err.count("hpcHess: error: stopped by SIGTERM") == 1
+    forwarded = not MPI.Get_library_version().startswith("Open MPI v5")  # which passes nothing on once it is told to end
+    assert process.returncode != 0 and err.count("hpcHess: error: stopped by SIGTERM") in ((1,) if forwarded else (0, 1))
     assert not list(tmp_path.iterdir())
 
 
