@@ -30,13 +30,13 @@ from hpcHess.skeleton.sketch import Sketch
 
 COLUMNS = (1, 64)  # vectors and right-hand sides
 GRAM_BLOCKS = 4  # leaf blocks of a rank by the Gram route
-REFINE_RTOL, REFINE_ITERATIONS = 1e-8, 60
+REFINE_RTOL, REFINE_ITERATIONS = 1e-8, 20
 DAMPING = 1e-2  # of λ_max
 OTHER = "other: Python, exchange, waiting"
 
 
 class CaseRun:
-    """Measures one case. `measured`: [(phase, inside, seconds, Work)] for `result`; `sizes`: what came of it. All methods are collective.
+    """Measures one case: `measured` [(phase, inside, seconds, Work)] for `result`, `sizes` what came of it. All methods are collective.
 
     repeats     runs of every phase of which the median counts; fewer where they take more than `budget` seconds together
     folder      where the factor file is written for a while
@@ -132,8 +132,10 @@ class CaseRun:
                 seconds = [max(rank[0][phase] for rank in each) for each in gathered]
                 self.measured.append((phase, whole, Seconds(seconds).as_dict(), sum(works.values(), Work())))
             for kernel, work in works.items():
-                seconds = [max(rank[kernel].seconds for rank in each if kernel in rank) for each in counts]
-                self.measured.append((kernel, phase or whole, Seconds(seconds).as_dict(), work))
+                every = np.array([[rank[kernel].seconds if kernel in rank else 0.0 for rank in each] for each in counts])
+                flops = [rank[kernel].work.flops if kernel in rank else 0.0 for rank in counts[-1]]
+                seconds = {**Seconds(every.max(axis=1).tolist()).as_dict(), "balance": float(np.mean(flops) / max(flops))}
+                self.measured.append((kernel, phase or whole, seconds, work))
             if phase and works:
                 spent = lambda rank: rank[0][phase] - sum(count.seconds for count in rank[1].get(phase, {}).values())  # noqa: B023, E731
                 self.measured.append((OTHER, phase, Seconds([max(map(spent, each)) for each in gathered]).as_dict(), None))

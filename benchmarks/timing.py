@@ -13,8 +13,8 @@ POLL_SECONDS = 5e-4
 class Seconds:
     """Wall seconds of every repeat, the slowest rank's each, and CPU seconds a wall second (mean of the ranks); the same on every rank.
 
-    A CPU share below the number of threads says that others had the core, or that the disk was waited for; a rank that waits in
-    MPI keeps its core busy and shows in no share.
+    A CPU share below the number of threads says that others had the core, that the disk was waited for, or another rank (where MPI yields
+    the core while it waits, as OMPI_MCA_mpi_yield_when_idle=1 has it; else waiting keeps the core busy and does not show).
     """
 
     samples: list

@@ -137,6 +137,7 @@ def test_results_of_a_case(comm, shared_tmp):
     for row in found["rows"]:
         seconds = row["seconds"]
         assert 0 <= seconds["min"] <= seconds["median"] <= seconds["max"] and seconds["repeats"] >= 1
+        assert 1 / comm.size - 1e-9 <= seconds.get("balance", 1.0) <= 1 + 1e-9
         assert seconds["cpu_share"] is None or seconds["cpu_share"] > 0
         assert row["inside"] is None or any(row["inside"] == other["phase"] for other in found["rows"])
         if row["flops"]:
