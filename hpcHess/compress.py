@@ -11,7 +11,7 @@ from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.damping import damping_of, parse_damping
 from hpcHess.hierarchical.file import save
 from hpcHess.parallel.agree import on_root
-from hpcHess.runtime.errors import DONE, RTOL_NOT_MET
+from hpcHess.runtime.errors import DONE, RTOL_NOT_MET, InputError
 from hpcHess.runtime.jobfile import load as load_job
 from hpcHess.runtime.session import run_driver
 from hpcHess.storage.factor_file import check_writable
@@ -30,6 +30,7 @@ def build_parser():
     return parser
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `compress` refuses what is not finite, in one line
 def main(session, args):
     """Job → operator → compressed matrix → factor file. Collective; exit status 3 where rtol was not met."""
     comm = session.comm
@@ -41,14 +42,13 @@ def main(session, args):
         operator, problem = operator_from_job(job, comm, dtype)
     alive = f"{operator.n_params} parameters ({len(operator.alive)} alive)"
     session.say(f"N = {alive}, n = {operator.n_samples} samples, d = {operator.n_outputs} outputs")
+    if not len(operator.alive):
+        session.warn("all parameters are dead: H = 0 for these samples (a saturated network, or inputs that are zero?)")
     keys = ("rtol", "leaf_size", "max_rank", "distance", "seed", "dtype", "probes")
     matrix = compress(operator, **{key: options[key] for key in keys}, backend=args.backend, progress=session.progress)
     for text in matrix.report["warnings"]:
         session.warn(text)
-    factors = None
-    if args.damping is not None:
-        with session.phase("Woodbury factors"):
-            factors = matrix.factorize(damping_of(args.damping, matrix, session.warn))
+    factors = _factors(session, matrix, args.damping)
     fitted = problem.network if "fit" in job["network"] else None
     digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
     with session.phase("write"):
@@ -59,6 +59,19 @@ def main(session, args):
         f"(95 %: {error['low']:.2e} … {error['high']:.2e}), asked {report['rtol']:g}: {'met' if report['rtol_met'] else 'NOT MET'}"
     )
     return DONE if report["rtol_met"] else RTOL_NOT_MET
+
+
+def _factors(session, matrix, given):
+    """Woodbury factors to be stored, or None: not asked for, or (the work is done, and the file holds it) impossible."""
+    if given is None:
+        return None
+    damping = damping_of(given, matrix, session.warn)
+    try:
+        with session.phase("Woodbury factors"):
+            return matrix.factorize(damping)
+    except InputError as error:
+        session.warn(f"no Woodbury factors are stored: {error}")
+        return None
 
 
 class _Callable(types.ModuleType):

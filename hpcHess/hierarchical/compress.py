@@ -64,7 +64,7 @@ def compress(
     with progress.phase("exact probes"):
         G, HG = exact_probes(operator, rows, tree.permutation, probes, seed)
     skeletonizer = Skeletonizer(operator, tree, near, far_pairs(near.pairs, tree.depth), sketch, kernels, dtype)
-    budget, best, norm = Budget(rtol, _norm(comm, sketch.Y), tree.depth), None, None
+    budget, best, norm = Budget(rtol, _norm(comm, sketch.Y, dtype), tree.depth), None, None
     again = True
     while again:
         with progress.phase(f"skeletons (attempt {budget.attempts + 1})", tree.depth) as steps:
@@ -129,9 +129,12 @@ def _check(rtol, leaf_size, max_rank, probes, dtype):
         raise InputError(f"dtype must be auto, float32 or float64, not {dtype!r}")
 
 
-def _norm(comm, Y):
-    """‖H‖_F from a sketch, E‖Hω‖² = ‖H‖_F²."""
-    return float(np.sqrt(comm.allreduce(float(np.sum(np.square(Y, dtype=np.float64)))) / max(1, Y.shape[1])))
+def _norm(comm, Y, dtype):
+    """‖H‖_F from a sketch, E‖Hω‖² = ‖H‖_F². InputError where it is larger than the products' or the stored type can hold."""
+    norm = float(np.sqrt(comm.allreduce(float(np.sum(np.square(Y, dtype=np.float64)))) / max(1, Y.shape[1])))
+    if not norm < min(np.finfo(Y.dtype).max, np.finfo(dtype).max):
+        raise InputError("the curvature's entries are too large to be computed: scale the network or the data, or set compress.dtype to float64")
+    return norm
 
 
 def _warnings(error, rtol, saturation, max_rank, operator, attempts):

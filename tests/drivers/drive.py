@@ -123,7 +123,7 @@ def small_arrays(widths=(16, 12, 8, 5), n=60, loss="cross-entropy", seed=0):
         arrays[f"{2 * layer}.weight"] = rng.standard_normal((after, before)) / np.sqrt(before)
         arrays[f"{2 * layer}.bias"] = rng.standard_normal(after) / 4
     x = rng.standard_normal((n, widths[0]))
-    x[:, 3] = 0
+    x[:, 3:4] = 0
     y = rng.integers(0, widths[-1], n) if loss == "cross-entropy" else rng.standard_normal((n, widths[-1]))
     return arrays, x, y
 

@@ -125,6 +125,15 @@ def test_bad_job(fault, jobs, shared_tmp):
     assert listing(shared_tmp) == before
 
 
+def test_a_curvature_that_overflows(shared_tmp):
+    """Finite numbers whose products are not, in the type of the products."""
+    job = on_root(lambda: write_job(shared_tmp, activation="relu", loss="squared-error"))
+    on_root(lambda: np.save(shared_tmp / "inputs.npy", np.load(shared_tmp / "inputs.npy") * 1e30))
+    refused(drive("compress", job, "--output", shared_tmp / "F.h5"), ["too large", "float64"])
+    assert not (shared_tmp / "F.h5").exists()
+    ok(drive("compress", job, "--output", shared_tmp / "F.h5", "--set", "compress.dtype=float64"))
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -166,6 +166,33 @@ def test_factors_stored_by_compress_are_those_that_solve_uses(case):
         assert relative(found[F, damping][0], found[case.F, damping][0]) < 1e-12
 
 
+def test_factors_that_cannot_be_made_cost_no_compression(folder):
+    """Two equal inputs and λ = 0: H̃ is singular. The file is written, without factors."""
+    job = on_root(lambda: write_job(folder / "singular", n=3))
+    run = ok(drive("compress", job, "--output", folder / "singular" / "F.h5", "--damping", "0", "--set", "compress.dtype=float64"))
+    with h5py.File(folder / "singular" / "F.h5", "r") as file:
+        assert "woodbury_damping" not in file.attrs and file.attrs["complete"]
+    assert any("no Woodbury factors are stored: " in line and "singular" in line for line in run.warnings), run.err
+
+
+def test_a_network_of_dead_parameters(folder):
+    """Inputs that are zero, no biases: H = 0, which is told; λ alone is left to solve with."""
+    job = on_root(lambda: write_job(folder / "dead"))
+
+    def kill():
+        arrays = {name: array for name, array in np.load(folder / "dead" / "net.npz").items() if "weight" in name}
+        np.savez(folder / "dead" / "net.npz", **arrays)
+        np.save(folder / "dead" / "inputs.npy", np.zeros((60, 16)))
+        np.save(folder / "dead" / "B.npy", np.ones((sum(each.size for each in arrays.values()), 2)))
+
+    on_root(kill)
+    F, X = folder / "dead" / "F.h5", folder / "dead" / "X.npy"
+    assert any("H = 0" in line for line in ok(drive("compress", job, "--output", F)).warnings)
+    for more in ((), ("--refine", "exact")):
+        ok(drive("solve", F, "--rhs", folder / "dead" / "B.npy", "--output", X, "--damping", "0.5", *more))
+        assert np.allclose(np.load(X), 2.0, rtol=1e-12)
+
+
 def test_squared_error_and_autoencode(folder):
     """Both kinds of targets, networks without biases in the last layer."""
     job = on_root(lambda: write_job(folder / "squares", activation="sigmoid", loss="squared-error", widths=(9, 7, 9), n=40))
@@ -182,7 +209,8 @@ def test_squared_error_and_autoencode(folder):
     H = on_root(adapt)
     with working_in(folder / "squares"):  # relative paths, from another directory than the project's
         for name in ("job.toml", "auto.toml"):
-            ok(drive("compress", name, "--output", "F.h5", "--set", "compress.rtol=1e-6"))
+            with working_in(".."):
+                ok(drive("compress", f"squares/{name}", "--output", "squares/F.h5", "--set", "compress.rtol=1e-6"))
             ok(drive("multiply", "F.h5", "--input", "I.npy", "--output", "H.npy"))
             ok(drive("multiply", "F.h5", "--input", "I.npy", "--output", "E.npy", "--exact"))
             assert relative(np.load("H.npy"), H) <= 1e-6 and np.load("H.npy").dtype == np.float64
