@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from benchmarks import models
 from benchmarks.models import Work
+from benchmarks.timing import clocks
 from hpcHess.runtime.timing import Timings
 
 
@@ -32,26 +33,24 @@ class _Steps:
 
 
 class Meter:
-    """`counts[phase][kernel]`: `Count`; `phases`: {phase: seconds} on this rank, in order. Not collective."""
+    """`counts[phase][kernel]`: `Count`; `phases`: {phase: (wall, CPU, system) seconds} on this rank, in order. Not collective."""
 
     def __init__(self):
         self.timings = Timings()
+        self.phases = {}
         self.counts = defaultdict(lambda: defaultdict(Count))
         self._phase = ""
 
     @contextmanager
     def phase(self, name, total=None):
         """As `runtime.progress.Silent.phase`; phases do not nest here."""
-        before, self._phase = self._phase, name
+        before, self._phase, start = self._phase, name, clocks()
         try:
             with self.timings.phase(name):
                 yield _Steps()
         finally:
             self._phase = before
-
-    @property
-    def phases(self):
-        return self.timings.as_dict()
+            self.phases[name] = self.phases.get(name, 0.0) + clocks() - start
 
     def _count(self, owner, method, kernel, work):
         """Put a counting version of a bound method into its object; `work(result, *arguments)` says what was done."""

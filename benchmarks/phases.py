@@ -13,7 +13,7 @@ from benchmarks.ceilings import file_rates
 from benchmarks.gram import gram_blocks
 from benchmarks.meter import Meter
 from benchmarks.models import Work
-from benchmarks.timing import Seconds, once, repeated
+from benchmarks.timing import Seconds, mean_shares, once, repeated
 from hpcHess import backend as backends
 from hpcHess.compress import SINGLE_PRECISION_RTOL
 from hpcHess.curvature.gauss_newton import GaussNewton
@@ -119,7 +119,7 @@ class CaseRun:
     def _inside(self, meters, whole):
         """Rows of the phases of `meters` (one a repeat) with their kernels, and the Work of the whole."""
         mine = [(meter.phases, {phase: dict(kernels) for phase, kernels in meter.counts.items()}) for meter in meters]
-        gathered = list(zip(*self.comm.allgather(mine), strict=True))  # [repeat][rank] of ({phase: seconds}, {phase: {kernel: Count}})
+        gathered = list(zip(*self.comm.allgather(mine), strict=True))  # [repeat][rank] of ({phase: clocks}, {phase: {kernel: Count}})
         total = Work()
         for phase in dict.fromkeys([*gathered[-1][0][0], *(phase for _, counts in gathered[-1] for phase in counts)]):
             counts = [[rank[1].get(phase, {}) for rank in each] for each in gathered]
@@ -129,15 +129,17 @@ class CaseRun:
                     works[kernel] = works.get(kernel, Work()) + count.work
             total += sum(works.values(), Work())
             if phase:
-                seconds = [max(rank[0][phase] for rank in each) for each in gathered]
-                self.measured.append((phase, whole, Seconds(seconds).as_dict(), sum(works.values(), Work())))
+                clocked = [[rank[0][phase] for rank in each] for each in gathered]
+                slowest = [float(max(wall for wall, *_ in each)) for each in clocked]
+                seconds = Seconds(slowest, [mean_shares(each) for each in clocked])
+                self.measured.append((phase, whole, seconds.as_dict(), sum(works.values(), Work())))
             for kernel, work in works.items():
                 every = np.array([[rank[kernel].seconds if kernel in rank else 0.0 for rank in each] for each in counts])
                 flops = [rank[kernel].work.flops if kernel in rank else 0.0 for rank in counts[-1]]
                 seconds = {**Seconds(every.max(axis=1).tolist()).as_dict(), "balance": float(np.mean(flops) / max(flops))}
                 self.measured.append((kernel, phase or whole, seconds, work))
             if phase and works:
-                spent = lambda rank: rank[0][phase] - sum(count.seconds for count in rank[1].get(phase, {}).values())  # noqa: B023, E731
+                spent = lambda rank: float(rank[0][phase][0]) - sum(count.seconds for count in rank[1].get(phase, {}).values())  # noqa: B023, E731
                 self.measured.append((OTHER, phase, Seconds([max(map(spent, each)) for each in gathered]).as_dict(), None))
         at = next(i for i, each in enumerate(self.measured) if each[0] == whole)
         self.measured[at] = (*self.measured[at][:3], total)

@@ -2,13 +2,17 @@
 
 import math
 
+COLUMNS = (
+    ("median s", 9), ("min", 9), ("max", 9), ("CPU", 5), ("system", 6), ("balance", 7), ("GFLOP", 9), ("GFLOP/s", 8), ("MB", 9), ("GB/s", 7)
+)  # fmt: skip
+
 
 def row(phase, seconds, work, ceilings, inside=None):
     """One row, plain values.
 
     phase       name; `inside` the row it is a part of, or None
-    seconds     {median, min, max, repeats, cpu_share} of the slowest rank; of kernels also balance, the operations of the mean
-                rank over those of the rank that has most
+    seconds     {median, min, max, repeats, cpu_share, system_share} of the slowest rank; of kernels also balance: the operations
+                of the mean rank over those of the rank that has most
     work        `models.Work` over all ranks, or None where nothing is counted
     ceilings    `ceilings.Ceilings`
 
@@ -70,8 +74,7 @@ def lost(rows, whole, count=6):
 def table(rows):
     """The rows as lines of text; parts are indented below their row."""
     inside = {each["phase"]: each["inside"] for each in rows}
-    names = [("median s", 9), ("min", 9), ("max", 9), ("CPU", 5), ("balance", 7), ("GFLOP", 9), ("GFLOP/s", 8), ("MB", 9), ("GB/s", 7)]
-    lines = [f"{'phase':<48} {' '.join(f'{name:>{width}}' for name, width in names)} of bound  bound"]
+    lines = [f"{'phase':<48} {' '.join(f'{name:>{width}}' for name, width in COLUMNS)} of bound  bound"]
     for each in rows:
         depth, whole = 0, each["inside"]
         while whole is not None:
@@ -82,7 +85,7 @@ def table(rows):
 
 def _line(each, name):
     seconds = " ".join(_number(each["seconds"][key], 9) for key in ("median", "min", "max"))
-    for share, width in ((each["seconds"]["cpu_share"], 4), (each["seconds"].get("balance"), 6)):
+    for share, width in ((each["seconds"].get(key), width) for key, width in (("cpu_share", 4), ("system_share", 5), ("balance", 6))):
         seconds += " " * (width + 2) if share is None else f" {100 * share:{width}.0f}%"
     flops, size = (_number(value and value / unit, 9) for value, unit in ((each["flops"], 1e9), (each["bytes"], 1e6)))
     part = f"{100 * each['fraction']:.1f} %" if each["fraction"] is not None else ""

@@ -1,5 +1,6 @@
 """Wall seconds of a piece of work on all ranks: barriers around it, the slowest rank counts, medians over repeats."""
 
+import resource
 import time
 from dataclasses import dataclass, field
 
@@ -7,11 +8,13 @@ import numpy as np
 from mpi4py import MPI
 
 POLL_SECONDS = 5e-4
+LEAST_SECONDS = 0.02  # shorter runs have no system share: the kernel counts by ticks
 
 
 @dataclass
 class Seconds:
-    """Wall seconds of every repeat, the slowest rank's each, and CPU seconds a wall second (mean of the ranks); the same on every rank.
+    """Wall seconds of every repeat, the slowest rank's each, and shares [(CPU, system)]: seconds a wall second that a rank (the mean of
+    them) had a core, and of these the ones inside the kernel (new memory, files); the same on every rank.
 
     A CPU share below the number of threads says that others had the core, that the disk was waited for, or another rank (where MPI yields
     the core while it waits, as OMPI_MCA_mpi_yield_when_idle=1 has it; else waiting keeps the core busy and does not show).
@@ -25,15 +28,16 @@ class Seconds:
         return float(np.median(self.samples))
 
     def as_dict(self):
-        """{median, min, max, repeats, cpu_share}; the share is None where it was not measured."""
-        share = float(np.median(self.shares)) if self.shares else None
-        return {
-            "median": self.median,
-            "min": float(min(self.samples)),
-            "max": float(max(self.samples)),
-            "repeats": len(self.samples),
-            "cpu_share": share,
-        }
+        """{median, min, max, repeats, cpu_share, system_share}; shares are None where they were not measured."""
+        cpu, system = np.median(self.shares, axis=0).tolist() if self.shares else (None, None)
+        found = {"median": self.median, "min": float(min(self.samples)), "max": float(max(self.samples)), "repeats": len(self.samples)}
+        return found | {"cpu_share": cpu, "system_share": system if self.median >= LEAST_SECONDS else None}
+
+
+def clocks():
+    """(wall, user and system, system) seconds of this process, as an array: differences count."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return np.array([time.perf_counter(), used.ru_utime + used.ru_stime, used.ru_stime])
 
 
 def idle_barrier(comm):
@@ -46,11 +50,15 @@ def idle_barrier(comm):
 def once(comm, work):
     """(`Seconds` of one run, what `work()` returned here). Collective."""
     comm.Barrier()
-    start, cpu_start = time.perf_counter(), time.process_time()
+    start = clocks()
     result = work()
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    share = comm.allreduce(cpu_seconds / max(seconds, 1e-9)) / comm.size
-    return Seconds([float(comm.allreduce(seconds, MPI.MAX))], [share]), result
+    seconds, *shares = clocks() - start
+    return Seconds([float(comm.allreduce(seconds, MPI.MAX))], [mean_shares(comm.allgather((seconds, *shares)))]), result
+
+
+def mean_shares(clocked):
+    """(CPU, system) share of the mean rank from every rank's (wall, CPU, system) seconds."""
+    return tuple(np.mean([np.array(used) / max(wall, 1e-9) for wall, *used in clocked], axis=0).tolist())
 
 
 def repeated(comm, work, repeats, budget=10.0, warm=True):

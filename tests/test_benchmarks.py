@@ -20,7 +20,7 @@ from hpcHess.hierarchical.compress import compress
 from hpcHess.networks.network import Network
 from tests.storage.launch import launch
 
-SECONDS = {"median": 0.5, "min": 0.4, "max": 0.7, "repeats": 3, "cpu_share": 0.9}
+SECONDS = {"median": 0.5, "min": 0.4, "max": 0.7, "repeats": 3, "cpu_share": 0.9, "system_share": 0.1}
 ALWAYS = ("compression", "Woodbury factors", "write matrix", "read matrix", "H̃V, 1 vector, float32", "exact product, 64 vectors, float64")
 
 
@@ -105,8 +105,10 @@ def test_meter_counts_and_leaves_nothing_behind(operator):
     near, probes = meter.counts["near blocks"]["entries"], meter.counts["exact probes"]["exact product"]
     assert near.calls == 1 and near.work == models.entries(H.near.blocks.offsets[-1], operator.n_samples, operator.dtype)
     assert probes.work.flops64 == models.product_flops(operator.network, 20, 32)
+    assert list(meter.phases) == list(meter.timings.as_dict())
     assert list(meter.phases)[:4] == ["tree", "near blocks", "sketch", "exact probes"]
-    assert sum(count.seconds for kernel in meter.counts.values() for count in kernel.values()) < sum(meter.phases.values())
+    inside = sum(count.seconds for kernels in meter.counts.values() for count in kernels.values())
+    assert inside < sum(wall for wall, *_ in meter.phases.values())
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared-error"])
@@ -139,6 +141,7 @@ def test_results_of_a_case(comm, shared_tmp):
         assert 0 <= seconds["min"] <= seconds["median"] <= seconds["max"] and seconds["repeats"] >= 1
         assert 1 / comm.size - 1e-9 <= seconds.get("balance", 1.0) <= 1 + 1e-9
         assert seconds["cpu_share"] is None or seconds["cpu_share"] > 0
+        assert (seconds["system_share"] or 0) >= 0
         assert row["inside"] is None or any(row["inside"] == other["phase"] for other in found["rows"])
         if row["flops"]:
             assert math.isclose(row["gflops"] * seconds["median"] * 1e9, row["flops"], rel_tol=1e-9)
