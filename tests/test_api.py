@@ -91,10 +91,26 @@ def test_vectors_of_one_dimension(H, op, B):
         assert apply(B[:, :1]).shape == (len(B), 1)
 
 
+def test_vectors_of_other_types(H, op, B):
+    """Lists, integers, half precision, other byte order and rows in any memory order: the same numbers."""
+    V = np.round(4 * B[:, :2])
+    for given in (V.tolist(), V.astype(np.int8), V.astype(np.float16), V.astype(">f8"), V.astype(np.longdouble), np.asfortranarray(V)):
+        for apply in (H.matmat, op.matmat, lambda X: H.solve(X, damping=DAMPING)):
+            assert relative(apply(given), apply(V)) < 1e-6
+
+
+def test_they_describe_themselves(H, op):
+    assert repr(op) == "GaussNewton(Network(16-12-8-5 tanh, cross-entropy, 353 parameters), 60 samples, float64)"
+    assert repr(H).startswith("HierarchicalMatrix(N = 353, float32, depth 4, ") and "% of N², error " in repr(H)
+
+
 def test_wrong_shapes_and_values_are_told(H, op):
     for apply in (H.matmat, op.matmat, lambda V: H.solve(V, damping=DAMPING)):
         for wrong in (np.ones(5), np.ones((op.n_params, 2, 2)), np.ones((2, op.n_params))):
             with pytest.raises(ValueError, match="does not fit"):
+                apply(wrong)
+        for wrong in (np.ones(op.n_params, complex), np.array([None] * op.n_params)):
+            with pytest.raises(hh.InputError, match="real numbers"):
                 apply(wrong)
     wrong = [("rtol", 0), ("rtol", -1.0), ("rtol", np.nan), ("leaf_size", 1), ("dtype", "float16"), ("distance", "taxi"), ("probes", 3)]
     for name, value in wrong:
@@ -103,6 +119,8 @@ def test_wrong_shapes_and_values_are_told(H, op):
     for wrong in (-1.0, np.nan, np.inf):
         with pytest.raises(hh.InputError, match="damping"):
             H.solve(np.ones(op.n_params), damping=wrong)
+    with pytest.raises(hh.InputError, match="hpcHess.Network"):
+        hh.GaussNewton("net.npz", np.ones((3, 16)))
     with pytest.raises(hh.InputError, match="does not exist"):
         hh.load("nowhere.h5")
 

@@ -7,10 +7,11 @@ from hpcHess import backend as backends
 from hpcHess.curvature.entries import Entries
 from hpcHess.curvature.products import Products
 from hpcHess.curvature.samples import Samples
+from hpcHess.networks.network import Network
 from hpcHess.networks.problem import checked_data
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
-from hpcHess.parallel.ownership import row_starts
+from hpcHess.parallel.ownership import row_starts, whole_rows
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 
@@ -54,6 +55,9 @@ class GaussNewton:
         self._entries = Entries(network, self.samples, comm)
         self.alive = np.flatnonzero(self._by_parameter(self._sees, np.float32, MPI.MAX)).astype(np.int64)
 
+    def __repr__(self):
+        return f"GaussNewton({self.network!r}, {self.n_samples} samples, {self.dtype})"
+
     @property
     def shape(self):
         """(N, N)."""
@@ -65,9 +69,7 @@ class GaussNewton:
 
     def matmat(self, V):
         """HV for V [N] or [N, k], whole on every rank, as is the result. Collective."""
-        V = np.asarray(V)
-        if V.shape[:1] != (self.n_params,) or V.ndim > 2:
-            raise ValueError(f"a vector of shape {V.shape} does not fit a matrix of {self.n_params} parameters")
+        V = whole_rows(V, self.n_params)
         return self._reduce(self.partial_matmat(V.reshape(self.n_params, -1))).reshape(V.shape)
 
     __matmul__ = matmat
@@ -169,6 +171,8 @@ def _checked_dtype(dtype):
 
 def _checked_inputs(network, inputs, targets):
     """The inputs as float32 or float64 [n, d_0]; InputError where they or the targets do not fit the network."""
+    if not isinstance(network, Network):
+        raise InputError(f"the network must be an hpcHess.Network (read_network, Network.from_arrays), not {type(network).__name__}")
     if targets is None:  # any valid ones
         n = len(inputs) if np.ndim(inputs) else 0
         targets = np.zeros(n, np.int64) if network.loss == "cross-entropy" else np.zeros((n, network.n_outputs), np.float32)

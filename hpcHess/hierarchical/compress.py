@@ -133,7 +133,7 @@ def _norm(comm, Y, dtype):
     """‖H‖_F from a sketch, E‖Hω‖² = ‖H‖_F². InputError where it is larger than the products' or the stored type can hold."""
     norm = float(np.sqrt(comm.allreduce(float(np.sum(np.square(Y, dtype=np.float64)))) / max(1, Y.shape[1])))
     if not norm < min(np.finfo(Y.dtype).max, np.finfo(dtype).max):
-        raise InputError("the curvature's entries are too large to be computed: scale the network or the data, or set compress.dtype to float64")
+        raise InputError("the curvature's entries are too large: scale the network or the data, or set compress.dtype to float64")
     return norm
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.hierarchical.woodbury import Woodbury
 from hpcHess.parallel.exchange import RowPermutation, gather_rows
-from hpcHess.parallel.ownership import row_starts
+from hpcHess.parallel.ownership import row_starts, whole_rows
 
 
 class HierarchicalMatrix:
@@ -23,6 +23,13 @@ class HierarchicalMatrix:
         self._factors = {}
         self.operator = self.network = None
         self.provenance, self.job_text, self.job_directory = {}, "", ""
+
+    def __repr__(self):
+        described = f"HierarchicalMatrix(N = {self.n_params}, {self.dtype}, depth {self.tree.depth}"
+        if "error_estimate" in self.report:
+            storage, error = self.report["storage_percent"], self.report["error_estimate"]["value"]
+            described += f", {storage:.3g} % of N², error {error:.2e} of ‖H‖_F"
+        return described + ")"
 
     @property
     def shape(self):
@@ -55,9 +62,7 @@ class HierarchicalMatrix:
     __matmul__ = matmat
 
     def _whole(self, apply, V):
-        V = np.asarray(V)
-        if V.shape[:1] != (self.n_params,) or V.ndim > 2:
-            raise ValueError(f"a vector of shape {V.shape} does not fit a matrix of {self.n_params} parameters")
+        V = whole_rows(V, self.n_params)
         lo, hi = self.tree_rows(self.parameter_starts)
         result = gather_rows(self.comm, apply(V.reshape(self.n_params, -1)[lo:hi]), self.parameter_starts)
         return result.reshape(V.shape)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from hpcHess.runtime.errors import InputError
+
 
 def starts_of(counts):
     """First items of consecutive pieces of `counts` items and the end of the last: 0 and the cumulative sums, int64 [len + 1]."""
@@ -29,3 +31,15 @@ def node_owners(level, depth, n_ranks):
 def node_starts(level, depth, n_ranks):
     """First node of `level` of each rank, int64 [n_ranks + 1]: rank r owns nodes starts[r] … starts[r+1] − 1."""
     return np.searchsorted(node_owners(level, depth, n_ranks), np.arange(n_ranks + 1)).astype(np.int64)
+
+
+def whole_rows(V, n_rows):
+    """V as a float32 or float64 array [n_rows] or [n_rows, k] that every rank gives whole. InputError where it is none."""
+    V = np.asarray(V)
+    if V.dtype.kind not in "fiub":
+        raise InputError(f"vectors must be real numbers, not {V.dtype}")
+    if V.shape[:1] != (n_rows,) or V.ndim > 2:
+        raise InputError(f"a vector of shape {V.shape} does not fit a matrix of {n_rows} parameters")
+    if V.dtype.kind == "f" and V.dtype.itemsize <= 8:
+        return V.astype(np.result_type(V.dtype.newbyteorder("="), np.float32), copy=False)
+    return V.astype(np.float64)

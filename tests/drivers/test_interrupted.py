@@ -96,7 +96,7 @@ def test_a_terminated_compression_leaves_nothing(ranks, job, tmp_path):
 
 def test_a_job_killed_while_writing_leaves_the_old_file(tmp_path):
     """What bears the name is whole at any time: here the old file, beside it at most a .partial one."""
-    job = write_job(tmp_path, rtol=0.1, activation="relu", **LARGE)
+    job = write_job(tmp_path, widths=(24, 20, 10))
     F = tmp_path / "F.h5"
     F.write_text("old")
     with started(2, "-m", "hpcHess.compress", job, "--output", F) as process:
