@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcHess import backend as backends
-from hpcHess.hierarchical.error import ErrorEstimate, estimate_error, exact_probes, largest_eigenvalue, spectral_error
+from hpcHess.hierarchical.error import estimate_error, largest_eigenvalue, spectral_error
 from hpcHess.hierarchical.matrix import HierarchicalMatrix
 from hpcHess.hierarchical.storage_count import count_storage
-from hpcHess.hierarchical.tolerance import Budget
+from hpcHess.hierarchical.tolerance import ATTEMPTS, Budget
 from hpcHess.parallel.ownership import node_starts
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.progress import Silent
@@ -49,56 +49,88 @@ def compress(
     """
     _check(rtol, leaf_size, max_rank, probes, dtype)
     progress = Silent() if progress is None else progress
-    comm, kernels = operator.comm, backends.get(backend)
-    dtype = stored_dtype(dtype, rtol)
+    kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("tree"):
         tree = build_tree(operator, leaf_size, distance, seed)
-    owned = node_starts(tree.depth, tree.depth, comm.size)
-    rows = tree.leaf_starts[owned]
-    near = PairBlocks(comm, near_self(tree.depth), owned, tree.leaf_sizes)
-    with progress.phase("near blocks"):
-        entry_blocks(operator, kernels, near, tree.permutation[rows[comm.rank] : rows[comm.rank + 1]], dtype)
-    sketch = Sketch(operator, tree.permutation, rows, seed)
-    with progress.phase("sketch", min(tree.n, leaf_size + 16)) as steps:
-        sketch.extend(min(tree.n, leaf_size + 16), steps.advance)
-    with progress.phase("exact probes"):
-        G, HG = exact_probes(operator, rows, tree.permutation, probes, seed)
-    skeletonizer = Skeletonizer(operator, tree, near, far_pairs(near.pairs, tree.depth), sketch, kernels, dtype)
-    budget, best, norm = Budget(rtol, _norm(comm, sketch.Y, dtype), tree.depth), None, None
-    again = True
-    while again:
-        with progress.phase(f"skeletons (attempt {budget.attempts + 1})", tree.depth) as steps:
-            levels, saturation = skeletonizer.run(budget.tolerances(), max_rank, lambda _: steps.advance())
-        matrix = HierarchicalMatrix(comm, kernels, operator.shape[0], tree, near, levels)
-        with progress.phase("verification"):
-            error, norm = estimate_error(matrix, G, HG, norm)
-        attempt = _Attempt(matrix, saturation, error, count_storage(matrix))
-        best = attempt if best is None else min(best, attempt, key=lambda each: each.order(rtol))
-        again = budget.learn(error.high, norm.value, levels, saturation.nodes > 0)
-    matrix, error = best.matrix, best.error
+    skeletonizer = _prepared(operator, tree, kernels, dtype, seed, leaf_size, progress)
+    search = _Search(skeletonizer, rtol, max_rank, probes, progress)
+    best, error = search.certified()
     with progress.phase("spectral norms"):
-        lambda_max = largest_eigenvalue(matrix, seed)
-        spectral = spectral_error(matrix, operator, G, HG)
-    matrix.operator = operator
-    matrix.report = {
+        lambda_max = largest_eigenvalue(best.matrix, seed)
+        spectral = spectral_error(best.matrix, operator, *search.probes)
+    best.matrix.operator = operator
+    best.matrix.report = {
         "rtol": float(rtol),
         "rtol_met": bool(error.high <= rtol),
         "error_estimate": error.as_dict(),
-        "norm_frobenius": norm.value,
+        "norm_frobenius": search.norm.value,
         "lambda_max": lambda_max,
         "error_spectral": spectral,
-        "sketch_columns": sketch.n_columns,
-        "attempts": budget.attempts,
+        "sketch_columns": skeletonizer.sketch.n_columns,
+        "attempts": search.budget.attempts,
         "distance": distance,
         "leaf_size": int(leaf_size),
         "max_rank": int(max_rank),
         "seed": int(seed),
         "backend": kernels.name,
-        "warnings": _warnings(error, rtol, best.saturation, max_rank, operator, budget.attempts),
+        "warnings": _warnings(error, rtol, best.saturation, max_rank, operator, search.budget.attempts),
         "timings": progress.timings.as_dict(),
         **best.storage,
     }
-    return matrix
+    return best.matrix
+
+
+def _prepared(operator, tree, kernels, dtype, seed, leaf_size, progress):
+    """A Skeletonizer with exact near blocks and the first sketch columns, enough for any leaf."""
+    comm = operator.comm
+    owned = node_starts(tree.depth, tree.depth, comm.size)
+    rows = tree.leaf_starts[owned]
+    near = PairBlocks(comm, near_self(tree.depth), owned, tree.leaf_sizes)
+    with progress.phase("near blocks"):
+        entry_blocks(operator, kernels, near, tree.permutation[rows[comm.rank] : rows[comm.rank + 1]], dtype)
+    sketch, columns = Sketch(operator, tree.permutation, rows, seed), min(tree.n, leaf_size + 16)
+    with progress.phase("sketch", columns) as steps:
+        sketch.extend(columns, steps.advance)
+    return Skeletonizer(operator, tree, near, far_pairs(near.pairs, tree.depth), sketch, kernels, dtype)
+
+
+class _Search:
+    """Attempts with tolerances that adapt to what came of them; the result is certified with probes that no attempt has seen."""
+
+    def __init__(self, skeletonizer, rtol, max_rank, n_probes, progress):
+        self.skeletonizer, self.rtol, self.max_rank, self.n_probes, self.progress = skeletonizer, rtol, max_rank, n_probes, progress
+        self.norm, sketch = None, skeletonizer.sketch
+        self.budget = Budget(rtol, _norm(sketch.operator.comm, sketch.Y, skeletonizer.dtype), skeletonizer.tree.depth)
+        with progress.phase("exact probes"):
+            self.probes = sketch.fresh(n_probes, "search")
+
+    def certified(self):
+        """(the smallest attempt that meets rtol, else the most accurate one; its ErrorEstimate). Collective."""
+        for certificate in range(ATTEMPTS):
+            best = self._best()
+            with self.progress.phase("verification"):
+                G, HG = self.skeletonizer.sketch.fresh(self.n_probes, f"certificate {certificate}")
+                error, _ = estimate_error(best.matrix, G, HG, self.norm)
+            if error.high <= self.rtol or not best.met or not self.budget.tighten(best.share, error.high):
+                break
+        return best, error
+
+    def _matrix(self, levels):
+        made = self.skeletonizer
+        return HierarchicalMatrix(made.comm, made.backend, made.operator.shape[0], made.tree, made.near, levels)
+
+    def _best(self):
+        best, again, progress, budget = None, True, self.progress, self.budget
+        while again:
+            with progress.phase(f"skeletons (attempt {budget.attempts + 1})", self.skeletonizer.tree.depth) as steps:
+                levels, saturation = self.skeletonizer.run(budget.tolerances(), self.max_rank, lambda _: steps.advance())  # noqa: B023
+            matrix = self._matrix(levels)
+            with progress.phase("errors of the attempts"):
+                error, self.norm = estimate_error(matrix, *self.probes, self.norm)
+            attempt = _Attempt(matrix, saturation, error.high, error.high <= self.rtol, budget.share, count_storage(matrix))
+            best = attempt if best is None else min(best, attempt, key=_Attempt.order)
+            again = budget.learn(error.high, self.norm.value, levels, saturation.nodes > 0)
+        return best
 
 
 @dataclass
@@ -107,13 +139,14 @@ class _Attempt:
 
     matrix: HierarchicalMatrix
     saturation: Saturation
-    error: ErrorEstimate
+    high: float
+    met: bool
+    share: float
     storage: dict
 
-    def order(self, rtol):
+    def order(self):
         """Accepted attempts by storage, before the others by error."""
-        met = self.error.high <= rtol
-        return not met, self.storage["storage_entries"] if met else self.error.high
+        return not self.met, self.storage["storage_entries"] if self.met else self.high
 
 
 def _check(rtol, leaf_size, max_rank, probes, dtype):

@@ -9,7 +9,6 @@ from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.hierarchical.norms import norm_frobenius
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.random import gaussian_rows
-from hpcHess.skeleton.sketch import Sketch
 
 CONFIDENCE = 0.95
 
@@ -27,11 +26,6 @@ class ErrorEstimate:
     def as_dict(self):
         """Plain numbers for the report."""
         return asdict(self)
-
-
-def exact_probes(operator, matrix_rows, permutation, n_probes, seed):
-    """(G, HG) in tree rows [n_local, n_probes] for Gaussian G that no sketch has seen. Collective."""
-    return Sketch(operator, permutation, matrix_rows, seed, "verify").extend(n_probes)
 
 
 def chi2_quantile(p, freedom):

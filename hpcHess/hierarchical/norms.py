@@ -10,7 +10,8 @@ from hpcHess.skeleton.levels import to_parents
 def norm_frobenius(H):
     """‖H̃‖_F = (Σ ‖D‖² + 2 Σ_{far pairs} tr(B_αβᵀ G_α B_αβ G_β))^½ with the bases' Gram matrices G_α = U_αᵀU_α,
 
-    G_leaf = P Pᵀ,  G_α = P blockdiag(G_left, G_right) Pᵀ,  P = [I T].  O(N s²), on the host in float64. Collective.
+    G_α = P G Pᵀ = G_JJ + X + Xᵀ,  X = (G_JR + ½ T G_RR) Tᵀ,  P = [I T],  G = blockdiag(G_left, G_right), I at the leaves.
+    O(N s²), on the host in float64. Collective.
     """
     near = H.near
     squares = np.square(H.backend.to_host(near.blocks.data), dtype=np.float64)
@@ -39,8 +40,9 @@ def _basis_gram(comm, backend, level, inner):
         both = np.zeros((len(left) + len(right),) * 2)
         both[: len(left), : len(left)], both[len(left) :, len(left) :] = left, right
         order = level.order[level.column_starts[i] : level.column_starts[i + 1]]
-        P = np.hstack([np.eye(T.rows[i]), T[i]])
-        gram[i][...] = P @ both[np.ix_(order, order)] @ P.T
+        J, R = order[: T.rows[i]], order[T.rows[i] :]
+        X = (both[np.ix_(J, R)] + 0.5 * T[i] @ both[np.ix_(R, R)]) @ T[i].T
+        gram[i][...] = both[np.ix_(J, J)] + X + X.T
     return gram
 
 

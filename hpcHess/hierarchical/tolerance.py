@@ -2,16 +2,17 @@
 
 The nodes' errors add up in squares: ‖H̃ − H‖_F² ≈ 2 Σ_α ε_α². Storage is least, for tails that fall like powers of the rank,
 where ε_α² ∝ the numbers stored for α (Lagrange). Measured, ε_α² ∝ (storage of α)^0.7 is better still, because a rank saved
-below also narrows the nodes above (docs/MATHEMATICS.md). The storage is known after a first pass, which gives each level an equal part, and better after a second.
+below also narrows the nodes above (docs/MATHEMATICS.md). The storage is known after a first pass, which gives each level an equal part,
+and better after a second.
 """
 
 import numpy as np
 
 EXPONENT = 0.7
-ATTEMPTS = 6
+ATTEMPTS = 8
 LEARNING = 2  # attempts after which the shares are set by what was stored
-AIM = 0.985  # of rtol, for the upper end of the interval
-GOOD = 0.95  # an error above this part of rtol is used well enough
+AIM = 0.97  # of rtol, for the upper end of the interval
+GOOD = 0.93  # an error above this part of rtol is used well enough
 
 
 def equal_shares(depth):
@@ -44,6 +45,11 @@ class Budget:
     def tolerances(self):
         """Absolute tolerances of the nodes by level."""
         return [self.share * self.rtol * self.scale * np.sqrt(part / 2) for part in self.shares]
+
+    def tighten(self, share, high):
+        """After a certificate that missed rtol: scale down the share that led to it; False when there is no attempt left."""
+        self.share = share * AIM * self.rtol / high
+        return self.attempts < ATTEMPTS
 
     def learn(self, high, scale, levels, saturated):
         """Adapt to the upper end of the error's interval; True when another attempt is worthwhile."""

@@ -95,9 +95,7 @@ class Skeletonizer:
         backend = self.backend
         kept, weights = R[level.skeleton_rows], level.compress_rows(backend, omega)
         level.far.multiply(backend, weights, kept, alpha=-1.0)
-        both = to_parents(self.comm, backend, backend.xp.concatenate([kept, weights], axis=1), level, above)
-        k = R.shape[1]
-        return backend.xp.ascontiguousarray(both[:, :k]), backend.xp.ascontiguousarray(both[:, k:])
+        return tuple(to_parents(self.comm, backend, rows, level, above) for rows in (kept, weights))
 
     def _decompose(self, level, R, omega, tolerance, max_rank):
         """Interpolative decompositions of the own nodes, with as many sketch columns as their ranks need. Collective."""

@@ -41,3 +41,7 @@ class Sketch:
             advance(b - a)
         self.omega, self.Y = np.concatenate([self.omega, omega], axis=1), np.concatenate([self.Y, Y], axis=1)
         return omega, Y
+
+    def fresh(self, n_columns, stream):
+        """(G, HG) [n_local, n_columns] in tree rows for Gaussian G of another stream: probes that this sketch has not seen. Collective."""
+        return Sketch(self.operator, self.permutation, self.starts, self.seed, stream).extend(n_columns)
