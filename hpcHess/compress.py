@@ -1,6 +1,7 @@
 """mpiexec -n P python -m hpcHess.compress JOB.toml --output F.h5: compress a network's curvature matrix and store it."""
 
 import argparse
+import os
 import sys
 import types
 
@@ -34,7 +35,7 @@ def build_parser():
 def main(session, args):
     """Job → operator → compressed matrix → factor file. Collective; exit status 3 where rtol was not met."""
     comm = session.comm
-    job = on_root(comm, load_job, args.job, args.set)
+    job = on_root(comm, _job, args)
     check_writable(args.output, comm)
     options = job["compress"]
     dtype = np.float32 if options["rtol"] >= SINGLE_PRECISION_RTOL and options["dtype"] != "float64" else np.float64
@@ -59,6 +60,15 @@ def main(session, args):
         f"(95 %: {error['low']:.2e} … {error['high']:.2e}), asked {report['rtol']:g}: {'met' if report['rtol_met'] else 'NOT MET'}"
     )
     return DONE if report["rtol_met"] else RTOL_NOT_MET
+
+
+def _job(args):
+    """The job, whose files the output must not replace. One rank."""
+    job = load_job(args.job, args.set)
+    for path in (args.job, *(job.path(*key) for key in (("network", "weights"), ("data", "inputs"), ("data", "targets")))):
+        if path is not None and os.path.realpath(path) == os.path.realpath(args.output):
+            raise InputError(f"--output {args.output} would replace a file that the job reads: name another one")
+    return job
 
 
 def _factors(session, matrix, given):

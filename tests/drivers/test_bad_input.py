@@ -149,6 +149,9 @@ def test_a_curvature_that_overflows(shared_tmp):
         (("--output", "nowhere/F.h5"), ["nowhere is not a directory"]),
         (("--output", "net.npz/F.h5"), ["net.npz is not a directory"]),
         (("--output", "F.h5", "--nonsense"), ["--nonsense"]),
+        (("--output", "job.toml"), ["would replace"]),
+        (("--output", "../jobs/net.npz"), ["would replace"]),
+        (("--output", "targets.npy"), ["would replace"]),
         (("--output", "/dev/null"), ["not a regular file"]),
     ],
 )

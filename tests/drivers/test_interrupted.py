@@ -1,5 +1,6 @@
 """Jobs that are killed, terminated or asked for help, as real processes."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -116,6 +117,12 @@ def test_help(tmp_path):
     before = time.monotonic()
     done = launch(2, "-m", "hpcHess.compress", "--help")
     assert done.returncode == 0 and done.stdout.count("usage:") == 1 and done.stderr == "" and time.monotonic() - before < 10
+
+
+def test_the_package_names_its_drivers():
+    done = launch(1, "-m", "hpcHess")
+    named = [line.split()[0] for line in done.stdout.splitlines()[1:]]
+    assert done.returncode == 2 and named and all(importlib.util.find_spec(name) for name in named)
 
 
 WITHOUT_PETSC = """

@@ -126,7 +126,7 @@ def test_zero_right_hand_sides_have_zero_solutions(case):
 def test_a_damping_below_the_error_warns_and_solves(case):
     run = ok(drive("solve", case.F, "--rhs", case.folder / "v.npy", "--output", case.folder / "x.npy", "--damping", "1e-7"))
     assert any("not trustworthy" in line and "use a damping above" in line for line in run.warnings), run.err
-    assert run.residual("compressed") < 1e-6 < 1 < run.residual("exact")
+    assert run.residual("compressed") < 1e-6 < 0.1 < run.residual("exact")
 
 
 def test_not_converged_is_status_4_with_the_file_written(case):
@@ -256,6 +256,30 @@ def test_a_fitted_network_is_stored_and_used(folder):
     on_root(lambda: F.rename(folder / "moved.h5") and None)
     ok(drive("multiply", folder / "moved.h5", "--input", where / "V.npy", "--output", where / "U2.npy", "--exact"))
     assert np.array_equal(np.load(where / "U.npy"), np.load(where / "U2.npy"))
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.h5"])
+def test_weights_of_other_formats_are_the_same_network(name, case, folder):
+    """Equal factor files, and equal hashes of the network."""
+
+    def make():
+        arrays = dict(np.load(case.folder / "net.npz"))
+        if name.endswith(".h5"):
+            with h5py.File(case.folder / name, "w") as file:
+                for key, array in arrays.items():
+                    file[key] = array
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(arrays, case.folder / name)
+
+    on_root(make)
+    F = case.folder / "other.h5"
+    ok(drive("compress", case.job, "--output", F, "--set", f"network.weights={name}"))
+    with h5py.File(F, "r") as file, h5py.File(case.F, "r") as first:
+        assert all(np.array_equal(file[key], first[key]) for key in ("tree/permutation", "near/values", "far/values"))
+        hashes = [json.loads(each.attrs["provenance"])["network_hash"] for each in (file, first)]
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 64
 
 
 @pytest.mark.parametrize("fault", ["weights gone", "data gone", "weights changed", "data changed"])
