@@ -47,8 +47,6 @@ def main(session, args):
         session.warn("all parameters are dead: H = 0 for these samples (a saturated network, or inputs that are zero?)")
     keys = ("rtol", "leaf_size", "max_rank", "distance", "seed", "dtype", "probes")
     matrix = compress(operator, **{key: options[key] for key in keys}, backend=args.backend, progress=session.progress)
-    for text in matrix.report["warnings"]:
-        session.warn(text)
     factors = _factors(session, matrix, args.damping)
     fitted = problem.network if "fit" in job["network"] else None
     digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
@@ -75,7 +73,7 @@ def _factors(session, matrix, given):
     """Woodbury factors to be stored, or None: not asked for, or (the work is done, and the file holds it) impossible."""
     if given is None:
         return None
-    damping = damping_of(given, matrix, session.warn)
+    damping = damping_of(given, matrix)
     try:
         with session.phase("Woodbury factors"):
             return matrix.factorize(damping)

@@ -55,6 +55,17 @@ class Elimination:
         self._R, self._R_owner = self.order[~in_skeleton], owner[~in_skeleton]
         self._J_kept = self.kept_starts[self._J_owner] + local[in_skeleton]
 
+    def smallest(self):
+        """About the smallest |eigenvalue| of what was eliminated, over all blocks: min 1 / ‖W e_j‖² ≥ min |λ| (inf for nothing).
+
+        Exact where eigenvectors were used; a near-singular Cholesky factor has its tiny pivot in one column of W.
+        """
+        xp, largest = self.backend.xp, 0.0
+        for i in range(len(self.W)):
+            if self.W.rows[i] and self.W.cols[i]:
+                largest = max(largest, float(xp.max(xp.sum(self.W[i] * self.W[i], axis=0))))
+        return 1 / largest if largest else np.inf
+
     def forward(self, B, starts=None):
         """Eliminate in B, stacked rows [Σ c, k] (block i at row starts[i]; default one after another).
 

@@ -9,6 +9,7 @@ from hpcHess.hierarchical.error import estimate_error, largest_eigenvalue, spect
 from hpcHess.hierarchical.matrix import HierarchicalMatrix
 from hpcHess.hierarchical.storage_count import count_storage
 from hpcHess.hierarchical.tolerance import ATTEMPTS, Budget
+from hpcHess.parallel.agree import tell
 from hpcHess.parallel.ownership import node_starts
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.progress import Silent
@@ -47,7 +48,7 @@ def compress(
     dtype        of what is stored: auto (float64 where rtol < 1e-5), float32, float64
     The allowed error is shared among the nodes by `hierarchical.tolerance`. Raises InputError for values out of range.
     """
-    _check(rtol, leaf_size, max_rank, probes, dtype)
+    _check(rtol, leaf_size, max_rank, seed, probes, dtype)
     progress = Silent() if progress is None else progress
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("tree"):
@@ -73,10 +74,11 @@ def compress(
         "max_rank": int(max_rank),
         "seed": int(seed),
         "backend": kernels.name,
-        "warnings": _warnings(error, rtol, best.saturation, max_rank, operator, search.budget.attempts),
+        "warnings": _warnings(error, rtol, best, max_rank, search),
         "timings": progress.timings.as_dict(),
         **best.storage,
     }
+    tell(operator.comm, best.matrix.report["warnings"])
     return best.matrix
 
 
@@ -149,13 +151,15 @@ class _Attempt:
         return not self.met, self.storage["storage_entries"] if self.met else self.high
 
 
-def _check(rtol, leaf_size, max_rank, probes, dtype):
+def _check(rtol, leaf_size, max_rank, seed, probes, dtype):
     if not (np.isfinite(rtol) and 0 < rtol < 1):
         raise InputError(f"rtol must lie between 0 and 1, not {rtol}")
     if leaf_size < 2:
         raise InputError(f"leaf_size must be at least 2, not {leaf_size}")
     if max_rank < 0:
         raise InputError(f"max_rank must be ≥ 0 (0: no bound), not {max_rank}")
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"seed must lie between 0 and 2^63 − 1, not {seed}")
     if probes < 32:
         raise InputError(f"probes must be at least 32, not {probes}")
     if dtype not in ("auto", "float32", "float64"):
@@ -170,21 +174,22 @@ def _norm(comm, Y, dtype):
     return norm
 
 
-def _warnings(error, rtol, saturation, max_rank, operator, attempts):
+def _warnings(error, rtol, best, max_rank, search):
     """One line for everything that kept the tolerance from being met."""
-    found = []
+    found, saturation = [], best.saturation
+    single = np.float32 in (best.matrix.dtype, search.skeletonizer.operator.dtype)
     if saturation.nodes:
         bound = f"max_rank = {max_rank}" if max_rank else "the sketch"
         found.append(
             f"rank saturation: {saturation.nodes} nodes on levels {sorted(saturation.levels)} reached {bound} before their tolerance "
-            f"(largest remainder {saturation.worst:.3g} in ‖H‖_F units of the matrix)"
+            f"(largest remainder {saturation.worst / (search.norm.value or 1):.3g} ‖H‖_F)"
         )
     if error.high > rtol:
         advice = "raise rtol"
         if saturation.nodes:
             advice = "raise max_rank"
-        elif operator.dtype == np.float32:
-            advice = "the precision of the products limits it: use float64"
+        elif single and rtol < 1e-5:
+            advice = "single precision limits it: use float64"
         interval = f"{error.value:.3g} (95 % interval {error.low:.3g} … {error.high:.3g})"
-        found.append(f"rtol {rtol:g} not met: error {interval} after {attempts} attempts; {advice}")
+        found.append(f"rtol {rtol:g} not met: error {interval} after {search.budget.attempts} attempts; {advice}")
     return found

@@ -22,16 +22,22 @@ def parse_damping(text):
     return value, relative is not None
 
 
-def damping_of(given, matrix, warn):
-    """λ for a parsed damping; warns where λ does not exceed the estimated ‖H̃ − H‖₂ (the approximate inverse is meaningless there)."""
+def damping_of(given, matrix):
+    """λ for a parsed damping and a matrix that knows its λ_max."""
     value, relative = given
     if relative and "lambda_max" not in matrix.report:
         raise InputError("λ_max is not known for this matrix: give the damping as a number")
-    damping = value * matrix.report["lambda_max"] if relative else value
-    error = matrix.report.get("error_spectral", 0.0)
+    return value * matrix.report["lambda_max"] if relative else value
+
+
+def doubts(factors):
+    """What makes Woodbury factors untrustworthy, a line each: λ ≤ ‖H̃ − H‖₂, or H̃ + λI not definite."""
+    damping, error = factors.damping, factors.matrix.report.get("error_spectral", 0.0)
     if damping <= error:
-        warn(
+        yield (
             f"damping {damping:.3g} is not larger than the compression error ‖H̃ − H‖₂ ≈ {error:.3g}: the approximate inverse is not "
-            f"trustworthy; use a damping above {2 * error:.2g}, compress with a smaller rtol, or use --refine exact"
+            f"trustworthy; use a damping above {2 * error:.2g}, compress with a smaller rtol, or refine with the exact operator "
+            "(--refine exact)"
         )
-    return damping
+    if factors.negative:
+        yield f"H̃ + λI has {factors.negative} negative eigenvalues at damping {damping:.3g}: it is not positive definite"

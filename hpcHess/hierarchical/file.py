@@ -170,6 +170,8 @@ def _read(file, comm, backend):
     near = PairBlocks(comm, file.read_all("near/pairs").reshape(-1, 2), node_starts(depth, depth, comm.size), tree.leaf_sizes)
     near.set(backend.asarray(_read_near(file, near, tree.leaf_sizes), dtype))
     all_ranks, far = file.read_all("nodes/rank"), far_pairs(near.pairs, depth)
+    if not np.array_equal(file.read_all("far/pairs").reshape(-1, 3)[:, 1:], np.concatenate([*far])):
+        raise InputError(f"{file.path} has far pairs that do not follow from its near pairs, which this version does not read")
     levels, at = [None] * (depth + 1), dict.fromkeys(("nodes/order", "nodes/interpolation", "far/values"), 0)
 
     def part(name, counts, first, last):

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from hpcHess.hierarchical.damping import doubts
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.hierarchical.woodbury import Woodbury
+from hpcHess.parallel.agree import tell
 from hpcHess.parallel.exchange import RowPermutation, gather_rows
 from hpcHess.parallel.ownership import row_starts, whole_rows
 
@@ -20,7 +22,7 @@ class HierarchicalMatrix:
         self.leaf_rows = tree.leaf_starts[near.owned]  # first tree row of each rank
         self.parameter_starts = row_starts(n_params, comm.size)
         self.permutation = RowPermutation(comm, tree.permutation, self.parameter_starts, self.leaf_rows)
-        self._factors = {}
+        self._factors, self._told = {}, None
         self.operator = self.network = None
         self.provenance, self.job_text, self.job_directory = {}, "", ""
 
@@ -68,9 +70,15 @@ class HierarchicalMatrix:
         return result.reshape(V.shape)
 
     def factorize(self, damping):
-        """Woodbury factors of H̃ + λI, made at the first call for each λ; the last one is kept. `hierarchical.woodbury.Woodbury`."""
+        """Woodbury factors of H̃ + λI, made at the first call for each λ; the last one is kept. `hierarchical.woodbury.Woodbury`.
+
+        HpcHessWarning (on rank 0, once for each λ) where λ is below the compression error or H̃ + λI is not definite.
+        """
         if damping not in self._factors:
-            self._factors = {damping: Woodbury.factorize(self, damping)}
+            self._factors, self._told = {damping: Woodbury.factorize(self, damping)}, None
+        if self._told != damping:
+            self._told = damping
+            tell(self.comm, doubts(self._factors[damping]))
         return self._factors[damping]
 
     def solve(self, B, damping):
@@ -94,7 +102,7 @@ class HierarchicalMatrix:
 
     def install(self, factors):
         """Keep `Woodbury` factors made before, for solves with their damping."""
-        self._factors = {factors.damping: factors}
+        self._factors, self._told = {factors.damping: factors}, None
 
     def save(self, path, **details):
         """Write the factor file (docs/FORMAT.md); details as of `hierarchical.file.save`."""

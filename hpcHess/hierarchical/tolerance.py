@@ -40,7 +40,7 @@ class Budget:
 
     def __init__(self, rtol, scale, depth):
         self.rtol, self.scale, self.share, self.attempts = rtol, scale, 1.0, 0
-        self.shares = equal_shares(depth)
+        self.shares, self._high = equal_shares(depth), None
 
     def tolerances(self):
         """Absolute tolerances of the nodes by level."""
@@ -54,7 +54,7 @@ class Budget:
     def learn(self, high, scale, levels, saturated):
         """Adapt to the upper end of the error's interval; True when another attempt is worthwhile."""
         self.attempts += 1
-        self.scale = scale
+        stuck, self.scale, self._high = high == self._high, scale, high  # ranks are integers: a small step may change none
         met = high <= self.rtol
         if len(levels) == 1 or self.attempts == ATTEMPTS or (saturated and self.attempts > LEARNING):
             return False
@@ -62,6 +62,6 @@ class Budget:
             return False
         if self.attempts <= LEARNING:
             self.shares = shares_by_storage(levels)
-        change = AIM * self.rtol / high if high > 0 else 2.0
+        change = (AIM * self.rtol / high if high > 0 else 2.0) * (0.6 if stuck and not met else 1.0)
         self.share *= float(np.clip(change if met or self.attempts <= LEARNING else 0.97 * change, 0.05, 2.0))
         return True

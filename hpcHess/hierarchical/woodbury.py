@@ -7,6 +7,7 @@ factor, O(N s) to solve; log|A| and inertia are sums over the eliminated parts.
 """
 
 import numpy as np
+from mpi4py import MPI
 
 from hpcHess.backend.blocks import Blocks
 from hpcHess.parallel.agree import agree
@@ -58,12 +59,11 @@ class Woodbury:
         none = Blocks.shaped(backend.xp.zeros(0), np.zeros_like(A.rows), A.rows)
         error = None
         try:
-            eliminations[0] = root = backend.eliminate(A, order, none, delay=False)
-            if _singular(backend, A, root):
-                raise np.linalg.LinAlgError
+            eliminations[0] = backend.eliminate(A, order, none, delay=False)
         except np.linalg.LinAlgError:
-            error = InputError(f"H̃ + λI is singular to working precision at damping {damping:g}: use a larger damping")
+            error = _singular(damping)
         agree(comm, error)
+        _check_regular(matrix, damping, eliminations)
         kept[0] = np.zeros(1, np.int64)
         return cls(matrix, damping, eliminations, kept)
 
@@ -114,13 +114,19 @@ class Woodbury:
         return self.matrix.n_params - self.zero - self.negative, self.negative
 
 
-def _singular(backend, A, root):
-    """Whether the root block cannot be told from a singular one: max|A|·Σ 1/|λ| ≥ 1 / (10 c ε), with Σ 1/|λ| = ‖W‖_F²."""
-    if not len(A) or not A.rows[0]:
-        return False
-    xp = backend.xp
-    size, inverse = float(xp.max(xp.abs(A.data))), float(xp.sum(root.W.data * root.W.data))
-    return size * inverse * 10 * float(A.rows[0]) * np.finfo(np.float64).eps >= 1.0
+def _singular(damping):
+    return InputError(f"H̃ + λI is singular to working precision at damping {damping:g}: use a larger damping")
+
+
+def _check_regular(matrix, damping, eliminations):
+    """InputError where the smallest pivot of all nodes cannot be told from rounding: |λ| ≤ c ε max|H̃ + λI|, c the largest block."""
+    xp, comm = matrix.backend.xp, matrix.comm
+    parts = [matrix.near.blocks.data, *(level.far.blocks.data for level in matrix.levels[1:])]
+    size = comm.allreduce(max(float(xp.max(xp.abs(part))) if part.size else 0.0 for part in parts), MPI.MAX) + damping
+    order = comm.allreduce(max(int(each.W.rows.max(initial=0)) for each in eliminations), MPI.MAX)
+    smallest = comm.allreduce(min(each.smallest() for each in eliminations), MPI.MIN)
+    if smallest <= order * np.finfo(np.float64).eps * size:
+        raise _singular(damping)
 
 
 def _damped_leaves(matrix, damping):

@@ -1,8 +1,9 @@
-"""Collective decisions about errors: what one rank finds wrong, all ranks raise."""
+"""Collective decisions about errors: what one rank finds wrong, all ranks raise. Warnings come from rank 0 alone."""
 
+import warnings
 from contextlib import contextmanager
 
-from hpcHess.runtime.errors import InputError
+from hpcHess.runtime.errors import HpcHessWarning, InputError
 
 
 def agree(comm, error=None):
@@ -44,3 +45,10 @@ def on_root(comm, function, *arguments, **keywords):
             error = caught
     agree(comm, error)
     return comm.bcast(result)
+
+
+def tell(comm, lines):
+    """Each of the lines as an HpcHessWarning on rank 0. Not collective."""
+    if comm.rank == 0:
+        for line in lines:
+            warnings.warn(line, HpcHessWarning, stacklevel=3)

@@ -27,7 +27,7 @@ def gaussian_rows(seed, stream, lo, hi, columns, dtype=np.float32):
 def scramble(indices, seed):
     """A pseudo-random uint64 for each index (splitmix64, Steele and others, OOPSLA 2014): sampling by index, whoever owns it."""
     with np.errstate(over="ignore"):
-        x = np.asarray(indices).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed * 2 + 1)
+        x = np.asarray(indices).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64((seed * 2 + 1) % (1 << 64))
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))

@@ -1,6 +1,6 @@
 """A driver's run: MPI, command line, output of one rank, errors that end every rank, signals.
 
-The only place that names COMM_WORLD; everything below the drivers is given a communicator.
+The place where drivers get COMM_WORLD; everything below them is given a communicator.
 
 H5PY_ALWAYS_USE_MPI must be set before h5py is imported anywhere in the process: Debian's h5py is otherwise the serial
 build in runs without mpiexec.

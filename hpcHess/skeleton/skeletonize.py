@@ -102,13 +102,14 @@ class Skeletonizer:
         comm, backend = self.comm, self.backend
         columns = level.own(comm, level.columns)
         starts = starts_of(columns)
+        enough = columns + 10
+        if max_rank:  # a rank that is cut needs its oversampling too
+            enough = np.minimum(enough, max_rank + max(10, max_rank // 3))
         while True:
             k = R.shape[1]
             found = backend.interpolate(R, starts, level.own(comm, tolerance), max_rank or None)
-            short = (found.ranks > k - max(10, k // 4)) & (k < columns + 10) & (found.ranks < columns)
-            if max_rank:
-                short &= found.ranks < max_rank
-            wanted = int(np.max(np.where(short, np.minimum(columns + 10, k + k // 2 + 16), 0), initial=0))
+            short = (found.ranks > k - max(10, k // 4)) & (k < enough) & (found.ranks < columns)
+            wanted = int(np.max(np.where(short, np.minimum(enough, k + k // 2 + 16), 0), initial=0))
             wanted = min(comm.allreduce(wanted, MPI.MAX), self.tree.n)
             if wanted <= k:
                 return R, omega, found
@@ -136,5 +137,5 @@ class Skeletonizer:
         if nodes:
             saturation.nodes += nodes
             saturation.levels.append(level.level)
-            worst = float(np.max(found.residual[cut], initial=0.0))
+            worst = float(np.max(found.residual[cut][np.isfinite(found.residual[cut])], initial=0.0))
             saturation.worst = max(saturation.worst, self.comm.allreduce(worst, MPI.MAX))

@@ -5,7 +5,7 @@ import numpy as np
 from hpcHess.parallel.exchange import reduce_rows
 from hpcHess.parallel.random import gaussian_rows
 
-PRODUCT_BYTES = 1 << 28  # one N × k block of a product at most
+PRODUCT_BYTES = 1 << 27  # of one N × k block; up to three live at once: Ω, HΩ, HΩ in tree order
 
 
 class Sketch:
@@ -37,7 +37,10 @@ class Sketch:
             columns = range(self.n_columns + a, self.n_columns + b)
             whole = gaussian_rows(self.seed, self.stream, 0, n_params, columns, operator.dtype)
             omega[:, a:b] = whole[self.rows]
-            Y[:, a:b] = reduce_rows(operator.comm, operator.partial_matmat(whole)[self.permutation], self.starts)
+            product = operator.partial_matmat(whole)
+            del whole
+            Y[:, a:b] = reduce_rows(operator.comm, product[self.permutation], self.starts)
+            del product
             advance(b - a)
         self.omega, self.Y = np.concatenate([self.omega, omega], axis=1), np.concatenate([self.Y, Y], axis=1)
         return omega, Y

@@ -98,6 +98,12 @@ def test_ranks_of_the_communicator_agree(comm):
     assert np.array_equal(many.tree.permutation, one.tree.permutation)
 
 
+@pytest.mark.parametrize("distance", ["kernel", "random"])
+def test_the_largest_seed(comm, distance):
+    H = compress(DenseOperator(matrix_named("gaussian"), comm), rtol=1e-3, leaf_size=40, distance=distance, seed=2**63 - 1)
+    assert H.report["rtol_met"]
+
+
 def test_sub_communicators(comm):
     part = comm.Split(comm.rank % 2, comm.rank)
     A = matrix_named("gaussian") + part.rank * 0 + (comm.rank % 2) * np.eye(N)
@@ -129,6 +135,16 @@ def test_rank_saturation_is_loud(comm):
     assert any("not met" in text for text in H.report["warnings"])
 
 
+def test_a_cut_rank_keeps_its_oversampling(comm):
+    """max_rank around the first sketch's columns (leaf_size + 16): a larger bound does not make the error larger."""
+    K = exponential_kernel(N, 0.3, dimension=3)
+    errors = [
+        np.linalg.norm(dense(compress(DenseOperator(K, comm), rtol=1e-3, leaf_size=40, max_rank=bound)) - K) / np.linalg.norm(K)
+        for bound in (30, 46, 55, 56, 57)
+    ]
+    assert all(b <= 1.05 * a for a, b in zip(errors[:-1], errors[1:]))
+
+
 def test_single_precision_products_are_not_trusted_beyond_their_digits(comm):
     H = compress(DenseOperator(exponential_kernel(N), comm, np.float32), rtol=1e-9, leaf_size=40)
     assert not H.report["rtol_met"] and any("float64" in text for text in H.report["warnings"])
@@ -144,6 +160,7 @@ def test_single_precision_products_are_not_trusted_beyond_their_digits(comm):
         ({"leaf_size": 1}, "leaf_size"),
         ({"max_rank": -1}, "max_rank"),
         ({"probes": 5}, "probes"),
+        ({"seed": -1}, "seed"),
         ({"dtype": "half"}, "dtype"),
         ({"distance": "x"}, "distance"),
         ({"backend": "x"}, "backend"),

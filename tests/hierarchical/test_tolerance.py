@@ -40,6 +40,16 @@ def test_a_missed_error_tightens_and_a_met_one_ends(comm):
     assert [saturated.learn(1.0, 1.0, H.levels, True) for _ in range(3)] == [True, True, False]
 
 
+def test_a_step_that_changes_no_rank_is_followed_by_a_larger_one(comm):
+    H = compress(DenseOperator(exponential_kernel(200), comm), rtol=1e-2, leaf_size=32)
+    budget = Budget(1e-2, 1.0, H.tree.depth)
+    shares = []
+    for _ in range(5):
+        assert budget.learn(1.02e-2, 1.0, H.levels, False)
+        shares.append(budget.share)
+    assert shares[0] > 0.9 and shares[-1] < 0.15
+
+
 def test_sharing_by_storage_pays(comm, monkeypatch):
     operator = DenseOperator(exponential_kernel(900, 0.3, dimension=4), comm)
     options = {"rtol": 1e-1, "leaf_size": 24, "distance": "angle"}

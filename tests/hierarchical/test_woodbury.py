@@ -7,7 +7,7 @@ import pytest
 
 from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.damping import damping_of, parse_damping
-from hpcHess.runtime.errors import InputError
+from hpcHess.runtime.errors import HpcHessWarning, InputError
 from tests.reference.dense_operator import DenseOperator, exponential_kernel, gaussian_kernel
 
 N = 400
@@ -95,10 +95,52 @@ def test_singular_without_damping(comm):
 def test_damping_on_the_command_line(comm):
     assert parse_damping("1e-3") == (1e-3, False) and parse_damping("0.01*lmax") == (0.01, True) and parse_damping("lmax") == (1.0, True)
     H = compress(DenseOperator(definite(), comm), rtol=1e-1, leaf_size=32)
-    said = []
-    assert damping_of((0.5, True), H, said.append) == 0.5 * H.report["lambda_max"] and not said
-    damping_of((1e-9, True), H, said.append)
-    assert len(said) == 1 and "not trustworthy" in said[0] and f"{H.report['error_spectral']:.3g}" in said[0]
+    assert damping_of((0.5, True), H) == 0.5 * H.report["lambda_max"] and damping_of((0.5, False), H) == 0.5
+
+
+def said(comm, action):
+    """HpcHessWarnings of rank 0 during `action()`, on every rank."""
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        action()
+    return comm.bcast([str(each.message) for each in record if each.category is HpcHessWarning])
+
+
+def test_doubtful_solves_are_told(comm):
+    H = compress(DenseOperator(definite(), comm), rtol=1e-1, leaf_size=32)
+    good, small = 0.5 * H.report["lambda_max"], 1e-9 * H.report["lambda_max"]
+    assert said(comm, lambda: H.solve(np.ones(N), damping=good)) == []
+    first, *rest = said(comm, lambda: H.solve(np.ones(N), damping=small))
+    assert "not trustworthy" in first and f"{H.report['error_spectral']:.3g}" in first
+    assert [f"{H.inertia(damping=small)[1]} negative" in text for text in rest] == [True] * (H.inertia(damping=small)[1] > 0)
+    assert said(comm, lambda: H.logdet(damping=small)) == [], "once for each damping"
+    saturated = said(comm, lambda: compress(DenseOperator(definite(), comm), rtol=1e-4, leaf_size=32, max_rank=3))
+    assert any("rank saturation" in text for text in saturated) and any("not met" in text for text in saturated)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_singular_leaf_is_found(comm, blocks):
+    """Singular where nothing couples to the rest: not seen at the root."""
+    rng, A = np.random.default_rng(0), np.zeros((64, 64))
+    for i in range(4):
+        X = rng.standard_normal((16, 10 if i < blocks else 32))
+        A[16 * i : 16 * i + 16, 16 * i : 16 * i + 16] = X @ X.T
+    H = compress(DenseOperator(A, comm), rtol=1e-6, leaf_size=16)
+    with pytest.raises(InputError, match="singular"):
+        H.solve(np.ones(64), damping=0.0)
+    x = H.solve(np.ones(64), damping=1e-6 * H.report["lambda_max"])
+    assert np.all(np.isfinite(x))
+
+
+@pytest.mark.parametrize("relative", [1e-9, 1e-11])
+def test_small_dampings_of_semidefinite_matrices_are_well_posed(comm, relative):
+    X = np.random.default_rng(1).standard_normal((N, 180))
+    H = compress(DenseOperator(X @ X.T, comm), rtol=1e-9, leaf_size=50, dtype="float64")
+    damping = relative * H.report["lambda_max"]
+    A = H @ np.eye(N) + damping * np.eye(N)
+    b = np.ones(N)
+    x = H.solve(b, damping=damping)
+    assert np.linalg.norm(A @ x - b) <= 1e-12 * (np.linalg.norm(A, 2) * np.linalg.norm(x) + np.linalg.norm(b))
 
 
 def test_spectral_norms(comm):
