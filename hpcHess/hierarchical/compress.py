@@ -179,7 +179,8 @@ def _warnings(error, rtol, best, max_rank, search):
     found, saturation = [], best.saturation
     single = np.float32 in (best.matrix.dtype, search.skeletonizer.operator.dtype)
     if saturation.nodes:
-        bound = f"max_rank = {max_rank}" if max_rank else "the sketch"
+        columns = search.skeletonizer.sketch.n_columns
+        bound = f"max_rank = {max_rank}" if max_rank else f"what the memory allows ({columns} columns of the sketch)"
         found.append(
             f"rank saturation: {saturation.nodes} nodes on levels {sorted(saturation.levels)} reached {bound} before their tolerance "
             f"(largest remainder {saturation.worst / (search.norm.value or 1):.3g} ‖H‖_F)"
@@ -187,7 +188,7 @@ def _warnings(error, rtol, best, max_rank, search):
     if error.high > rtol:
         advice = "raise rtol"
         if saturation.nodes:
-            advice = "raise max_rank"
+            advice = "raise max_rank" if max_rank else "use more hosts or ranks on other hosts, or raise rtol"
         elif single and rtol < 1e-5:
             advice = "single precision limits it: use float64"
         interval = f"{error.value:.3g} (95 % interval {error.low:.3g} … {error.high:.3g})"

@@ -111,6 +111,11 @@ class Skeletonizer:
             short = (found.ranks > k - max(10, k // 4)) & (k < enough) & (found.ranks < columns)
             wanted = int(np.max(np.where(short, np.minimum(enough, k + k // 2 + 16), 0), initial=0))
             wanted = min(comm.allreduce(wanted, MPI.MAX), self.tree.n)
+            if wanted > k:
+                affordable = k + self.sketch.affordable()
+                if affordable < wanted and affordable < k + 16:  # no memory: ranks that the columns at hand support
+                    return R, omega, backend.interpolate(R, starts, level.own(comm, tolerance), min(max_rank or k, k - max(10, k // 4)))
+                wanted = min(wanted, affordable)
             if wanted <= k:
                 return R, omega, found
             more_R, more_omega = self._push(*self.sketch.extend(wanted - k), level)

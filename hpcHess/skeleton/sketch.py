@@ -1,7 +1,9 @@
 """The Gaussian sketch Y = HΩ, more columns on demand, in tree rows."""
 
 import numpy as np
+from mpi4py import MPI
 
+from hpcHess.parallel import memory
 from hpcHess.parallel.exchange import reduce_rows
 from hpcHess.parallel.random import gaussian_rows
 
@@ -26,6 +28,12 @@ class Sketch:
     def n_columns(self):
         """k."""
         return self.Y.shape[1]
+
+    def affordable(self):
+        """How many further columns the memory allows (Ω, Y, their images on a level and copies: six numbers a row). Collective."""
+        free = 0.8 * memory.fair_share(self.operator.comm) - 3 * PRODUCT_BYTES
+        own = int(max(0, free) // (6 * self.operator.dtype.itemsize * max(1, len(self.rows))))
+        return self.operator.comm.allreduce(own, MPI.MIN)
 
     def extend(self, n_more, advance=lambda n: None):
         """n_more further columns: returns their (Ω, Y), [n_local, n_more]. Collective; `advance(n)` after every n columns."""

@@ -8,6 +8,7 @@ from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.error import frobenius_interval
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.hierarchical.norms import norm_frobenius
+from hpcHess.parallel import memory
 from hpcHess.runtime.errors import InputError
 from tests.reference.dense_operator import DenseOperator, exponential_kernel, gaussian_kernel
 
@@ -133,6 +134,17 @@ def test_rank_saturation_is_loud(comm):
     assert max(level["rank_max"] for level in H.report["levels"]) == 5
     assert any("rank saturation" in text and "max_rank = 5" in text for text in H.report["warnings"])
     assert any("not met" in text for text in H.report["warnings"])
+
+
+def test_memory_bounds_the_sketch(comm, monkeypatch):
+    """Where the memory ends the ranks are cut, loudly, and the result is still a matrix."""
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1 << 20)
+    K = exponential_kernel(N, 0.3, dimension=3)
+    H = compress(DenseOperator(K, comm), rtol=1e-6, leaf_size=40)
+    assert H.report["sketch_columns"] == 56 and not H.report["rtol_met"]
+    assert any("memory" in text for text in H.report["warnings"])
+    cut = compress(DenseOperator(K, comm), rtol=1e-6, leaf_size=40, max_rank=42)
+    assert np.linalg.norm(dense(H) - K) <= 1.3 * np.linalg.norm(dense(cut) - K)
 
 
 def test_a_cut_rank_keeps_its_oversampling(comm):
