@@ -54,7 +54,7 @@ def main(session, args):
         save(matrix, args.output, job=job, network=fitted, digests=digests, factors=factors)
     report, error = matrix.report, matrix.report["error_estimate"]
     session.output(
-        f"{args.output}: {report['storage_bytes']:,} bytes, {report['storage_percent']:.3f} % of N², error {error['value']:.2e} "
+        f"{args.output}: {report['storage_entries']:,} numbers, {report['storage_percent']:.3f} % of N², error {error['value']:.2e} "
         f"(95 %: {error['low']:.2e} … {error['high']:.2e}), asked {report['rtol']:g}: {'met' if report['rtol_met'] else 'NOT MET'}"
     )
     return DONE if report["rtol_met"] else RTOL_NOT_MET

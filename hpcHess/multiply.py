@@ -8,7 +8,7 @@ from hpcHess.curvature.from_job import operator_of_matrix
 from hpcHess.hierarchical.file import load
 from hpcHess.runtime.errors import DONE
 from hpcHess.runtime.session import run_driver
-from hpcHess.storage.vectors import check_output, read_rows, write_rows
+from hpcHess.storage.vectors import check_finite, check_output, read_rows, write_rows
 
 
 def build_parser():
@@ -25,7 +25,7 @@ def build_parser():
 def main(session, args):
     """U = H̃V, or HV with --exact. Collective."""
     comm = session.comm
-    check_output(args.output, comm)
+    check_output(args.output, comm, args.input)
     with session.phase("read"):
         matrix = load(args.factors, comm, args.backend)
         V, flat = read_rows(args.input, comm, matrix.n_params, "input")
@@ -36,6 +36,7 @@ def main(session, args):
             V = V.astype(np.float64, copy=False)
     with session.phase("multiply"):
         U = operator.matmat_rows(V)
+    check_finite(U, comm, "product")
     write_rows(args.output, comm, U, flat, matrix.n_params)
     return DONE
 

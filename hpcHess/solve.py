@@ -10,7 +10,7 @@ from hpcHess.hierarchical.file import load
 from hpcHess.krylov.solve import column_norms, solve
 from hpcHess.runtime.errors import DONE, NOT_CONVERGED, InputError
 from hpcHess.runtime.session import run_driver
-from hpcHess.storage.vectors import check_output, read_rows, write_rows
+from hpcHess.storage.vectors import check_finite, check_output, read_rows, write_rows
 
 
 def build_parser():
@@ -21,7 +21,7 @@ def build_parser():
     parser.add_argument("--output", required=True, metavar="X", help="where to write the solution, as --rhs")
     parser.add_argument("--damping", required=True, type=parse_damping, metavar="λ", help="a number ≥ 0, or like 0.01*lmax")
     parser.add_argument("--refine", choices=("none", "exact"), default="none", help="exact: solve with the uncompressed operator by PETSc")
-    parser.add_argument("--rtol", type=float, default=1e-8, help="true residual of every column with --refine exact (1e-8)")
+    parser.add_argument("--rtol", type=float, help="with --refine exact: true residual of every column (1e-8)")
     parser.add_argument("--backend", default="auto", choices=("auto", "numpy", "native", "cupy"), help="array backend")
     return parser
 
@@ -29,30 +29,40 @@ def build_parser():
 def main(session, args):
     """X = (H̃ + λI)⁻¹B, or (H + λI)⁻¹B with --refine exact; both residuals. Collective; exit status 4 where not converged."""
     comm = session.comm
-    if not 0 < args.rtol < 1:
-        raise InputError(f"--rtol must lie between 0 and 1, not {args.rtol}")
-    check_output(args.output, comm)
+    if args.rtol is not None and args.refine != "exact":
+        raise InputError("--rtol is the residual against the exact operator: it needs --refine exact")
+    rtol = 1e-8 if args.rtol is None else args.rtol
+    if not 0 < rtol < 1:
+        raise InputError(f"--rtol must lie between 0 and 1, not {rtol}")
+    check_output(args.output, comm, args.rhs)
     with session.phase("read"):
         matrix = load(args.factors, comm, args.backend)
         B, flat = read_rows(args.rhs, comm, matrix.n_params)
         B = B.astype(np.float64, copy=False)
     damping = damping_of(args.damping, matrix)
     operator, reason = _exact_operator(session, matrix, args.refine == "exact")
+    shift = max(damping, 2 * matrix.report.get("error_spectral", 0.0)) if args.refine == "exact" else damping
+    if shift > damping:  # (H̃ + μI)⁻¹ with μ > ‖H̃ − H‖₂ is definite, and a better preconditioner than a meaningless inverse
+        session.say(f"preconditioner: factors of H̃ + μI, μ = {shift:.3g} = 2 ‖H̃ − H‖₂, as λ = {damping:.3g} does not exceed the compression error")
     with session.phase("Woodbury factors"):
-        factors = matrix.factorize(damping)
+        factors = matrix.factorize(shift)
     status, iterations = DONE, None
     if args.refine == "exact":
         found = solve(
-            operator, B, damping, preconditioner=factors, rtol=args.rtol, options=session.petsc_options,
+            operator, B, damping, preconditioner=factors, rtol=rtol, options=session.petsc_options,
             definite=factors.negative == 0, progress=session.progress,
         )  # fmt: skip
         X, iterations = found.X_local, found.iterations
         if not found.converged:
-            session.warn(f"not converged: largest residual {found.residuals.max():.2e} after {iterations} iterations, asked {args.rtol:g}")
+            session.warn(
+                f"not converged: largest residual {found.residuals.max():.2e} after {iterations} iterations, asked {rtol:g}; "
+                "compress with a smaller rtol, use a larger damping, or allow more with -ksp_max_it"
+            )
             status = NOT_CONVERGED
     else:
         with session.phase("solve"):
             X = factors.solve_rows(B)
+    check_finite(X, comm, "solution")
     with session.phase("write"):
         write_rows(args.output, comm, X, flat, matrix.n_params)
     _report(session, matrix, operator, reason, factors, X, B, damping, iterations)
@@ -87,6 +97,8 @@ def _report(session, matrix, operator, reason, factors, X, B, damping, iteration
         output(f"exact residual: not available ({reason})")
     else:
         output(f"exact residual ‖b − (H+λI)x‖/‖b‖: {worst(operator)}")
+    if factors.damping != damping:
+        return
     sign, log_abs = factors.slogdet()
     positive, negative = factors.inertia()
     output(f"log|det(H̃+λI)| = {log_abs:.10g}, sign {sign:+.0f}, inertia {positive} positive, {negative} negative")

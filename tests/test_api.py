@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import hpcHess as hh
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.storage.factor_file import FactorFile
 from tests.drivers.drive import dense, on_root, relative, residuals, small_arrays
+from tests.reference.dense_operator import DenseOperator
 from tests.storage.launch import FOR_MANY_RANKS, outside_mpi
 
 RTOL, DAMPING = 1e-3, 0.05
@@ -239,3 +241,31 @@ def test_importing_the_package_starts_nothing():
     """No MPI before a driver can choose how it starts."""
     code = "import sys, hpcHess; assert 'mpi4py.MPI' not in sys.modules and 'h5py' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], env={**FOR_MANY_RANKS, **outside_mpi()}, check=True, timeout=60)
+
+
+@pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts its own process")
+def test_a_script_with_petsc_objects_at_module_level_ends_well():
+    """PETSc objects of type python that live until the interpreter ends do not crash it."""
+    code = """
+import numpy as np, hpcHess as hh
+from petsc4py import PETSc
+network = hh.read_network("data/small-mlp.npz", activation="relu", loss="cross-entropy")
+op = hh.GaussNewton(network, np.load("data/small-inputs.npy"))
+H = hh.compress(op, rtol=1e-2)
+A, pc = hh.petsc_mat(op, shift=0.1), hh.petsc_pc(H, 0.1)
+ksp = PETSc.KSP().create()
+ksp.setPC(pc); ksp.setOperators(A)
+x, b = A.createVecs()
+b.set(1)
+ksp.solve(b, x)
+assert ksp.getConvergedReason() > 0
+"""
+    pytest.importorskip("petsc4py")
+    root, environment = Path(__file__).parents[1], {**FOR_MANY_RANKS, **outside_mpi()}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, timeout=100).returncode == 0
+
+
+def test_damping_must_be_a_number():
+    H = hh.compress(DenseOperator(np.eye(8), MPI.COMM_WORLD), rtol=1e-3)
+    with pytest.raises(hh.InputError, match="lambda_max"):
+        H.solve(np.ones(8), damping="0.01*lmax")

@@ -13,7 +13,10 @@ def load(path, comm=None, backend="auto", verify=True):
 
 
 def petsc_pc(H, damping, columns=1):
-    """A PETSc PC of type python that applies (H̃ + λI)⁻¹ by Woodbury factors. Collective; needs petsc4py (`krylov.preconditioner`)."""
+    """A PETSc PC of type python that applies (H̃ + λI)⁻¹ by Woodbury factors. Collective; needs petsc4py (`krylov.preconditioner`).
+
+    Give it to a KSP before the operator: `ksp.setPC(pc)`, then `ksp.setOperators(hh.petsc_mat(op, shift=λ))`.
+    """
     from hpcHess.krylov.preconditioner import petsc_pc as make
 
     return make(H.factorize(damping), columns)

@@ -185,6 +185,9 @@ def _warnings(error, rtol, best, max_rank, search):
             f"rank saturation: {saturation.nodes} nodes on levels {sorted(saturation.levels)} reached {bound} before their tolerance "
             f"(largest remainder {saturation.worst / (search.norm.value or 1):.3g} ‖H‖_F)"
         )
+    entries, n_alive = best.storage["storage_entries"], best.matrix.n_alive
+    if best.matrix.tree.depth and entries >= n_alive * (n_alive + 1) // 2:
+        found.append(f"no compression: {entries:,} numbers, no fewer than the symmetric matrix has; rtol {rtol:g} is too small for this matrix")
     if error.high > rtol:
         advice = "raise rtol"
         if saturation.nodes:

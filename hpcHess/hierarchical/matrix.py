@@ -1,5 +1,7 @@
 """The compressed matrix H̃ as users hold it: products, solves, log-determinants, storage."""
 
+from numbers import Real
+
 import numpy as np
 
 from hpcHess.hierarchical.damping import doubts
@@ -8,6 +10,7 @@ from hpcHess.hierarchical.woodbury import Woodbury
 from hpcHess.parallel.agree import tell
 from hpcHess.parallel.exchange import RowPermutation, gather_rows
 from hpcHess.parallel.ownership import row_starts, whole_rows
+from hpcHess.runtime.errors import InputError
 
 
 class HierarchicalMatrix:
@@ -74,6 +77,8 @@ class HierarchicalMatrix:
 
         HpcHessWarning (on rank 0, once for each λ) where λ is below the compression error or H̃ + λI is not definite.
         """
+        if not isinstance(damping, Real):
+            raise InputError(f"the damping must be a number, not {damping!r}; for 0.01·λ_max: 0.01 * H.report['lambda_max']")
         if damping not in self._factors:
             self._factors, self._told = {damping: Woodbury.factorize(self, damping)}, None
         if self._told != damping:

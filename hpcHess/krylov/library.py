@@ -1,5 +1,7 @@
 """Loading PETSc on first use, and the options it is given."""
 
+import atexit
+import gc
 import sys
 from contextlib import contextmanager
 
@@ -7,6 +9,7 @@ from mpi4py import MPI
 
 from hpcHess.runtime.errors import InputError
 
+_ends = []  # what is registered for the end of the process, once
 _PROCESS_WIDE = ("-log", "-info", "-malloc", "-options", "-help", "-history")  # read at PetscInitialize only
 
 
@@ -31,7 +34,17 @@ def petsc(comm, options=()):
         petsc4py.init(["hpcHess", "-no_signal_handler", *process_wide], comm=world)
     from petsc4py import PETSc
 
+    if not _ends:
+        _ends.append(atexit.register(_end))
     return PETSc
+
+
+def _end():
+    """End SLEPc and PETSc while Python still runs: objects of type python that live longer than the interpreter would crash it."""
+    gc.collect()
+    for name in ("slepc4py.SLEPc", "petsc4py.PETSc"):
+        if name in sys.modules:
+            sys.modules[name]._finalize()
 
 
 def slepc(comm):

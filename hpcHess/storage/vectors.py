@@ -17,7 +17,7 @@ from hpcHess.storage.atomic import replacing, writable_target
 from hpcHess.storage.factor_file import FORMAT
 from hpcHess.storage.hdf5 import disk_errors, open_hdf5
 
-__all__ = ["check_output", "read_rows", "write_rows"]
+__all__ = ["check_finite", "check_output", "read_rows", "write_rows"]
 
 MESSAGE_BYTES = 64 << 20
 PARTIAL = ".partial"  # in the name of a dataset that is being written into a file that holds others
@@ -102,13 +102,26 @@ def _read(source, low, high, label):
     return rows
 
 
-def check_output(spec, comm, what="output"):
-    """InputError on every rank where vectors cannot be written to `spec`; call it before the computation. Collective."""
-    on_root(comm, _check_output, spec, what)
+def check_output(spec, comm, source=None, what="output"):
+    """InputError on every rank where vectors cannot be written to `spec`, or would replace those read from `source`; call it before
+
+    the computation. Collective.
+    """
+    on_root(comm, _check_output, spec, source, what)
 
 
-def _check_output(spec, what):
+def check_finite(rows, comm, what):
+    """InputError on every rank where `rows` holds NaN or Inf on one: the input was finite, so numbers were too large. Collective."""
+    error = None if np.isfinite(rows).all() else InputError(f"the {what} overflows: scale the input vectors down")
+    agree(comm, error)
+
+
+def _check_output(spec, source, what):
     path, name = _split(spec, what)
+    if source is not None:
+        source_path, source_name = _split(source, "input")
+        if os.path.realpath(path) == os.path.realpath(source_path) and (name or "").strip("/") == (source_name or "").strip("/"):
+            raise InputError(f"{what} {spec} would replace the vectors that are read: name another one")
     target = writable_target(path)
     if name is None or not os.path.exists(target):
         return

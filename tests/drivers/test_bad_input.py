@@ -316,7 +316,7 @@ def test_options_of_one_dash_that_nothing_uses_are_told(case, shared_tmp):
 
 def test_arguments_in_the_wrong_order(case, shared_tmp):
     """The vector in the factor file's place, and a factor file as the job."""
-    refused(drive("multiply", case.folder / "V.npy", "--input", case.F, "--output", shared_tmp / "U.npy"), ["V.npy"])
+    refused(drive("multiply", case.folder / "V.npy", "--input", case.F, "--output", shared_tmp / "U.npy"), ["F.h5", ".npy"])
     refused(drive("compress", case.F, "--output", shared_tmp / "G.h5"), ["F.h5"])
     assert listing(shared_tmp) == []
 

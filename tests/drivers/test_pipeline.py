@@ -311,3 +311,29 @@ def test_without_network_or_data_only_exact_work_refuses(case, folder, fault):
         run = ok(drive(name, F, *given, "--output", where / "refused.npy"), 2)
         assert len(run.errors) == 1 and reason in run.errors[0]
     assert listing(where) == before
+
+
+def test_damping_below_the_error_is_refined_with_a_safer_preconditioner(case):
+    """λ far below ‖H̃ − H‖₂: (H̃ + μI)⁻¹ with μ above it still preconditions, and the exact residual is met."""
+    b, x = case.folder / "tiny-b.npy", case.folder / "tiny-x.npy"
+    on_root(lambda: np.save(b, case.V[:, :2]))
+    run = ok(drive("solve", case.F, "--rhs", b, "--output", x, "--damping", repr(1e-5 * case.lmax), "--refine", "exact"))
+    assert "preconditioner: factors of H̃ + μI" in run.err and "not trustworthy" not in run.err
+    assert residuals(case.H + 1e-5 * case.lmax * np.eye(case.N), np.load(x), case.V[:, :2]).max() <= 1.1e-8
+    assert "log|det" not in run.out, "the factors are not those of λ"
+
+
+@pytest.mark.parametrize(("driver", "source", "more"), [("multiply", "--input", ()), ("solve", "--rhs", ("--damping", "0.1"))])
+def test_vectors_do_not_replace_their_source_nor_overflow(case, driver, source, more):
+    given = case.folder / f"{driver}-huge.npy"
+    on_root(lambda: np.save(given, np.full(case.N, 1.7e308)))
+    run = drive(driver, case.F, source, given, "--output", given, *more)
+    assert run.status == 2 and "would replace" in run.err
+    with np.errstate(all="ignore"):
+        run = drive(driver, case.F, source, given, "--output", case.folder / "never.npy", *more)
+    assert run.status == 2 and "overflows" in run.err and not (case.folder / "never.npy").exists()
+
+
+def test_rtol_needs_refine(case):
+    run = drive("solve", case.F, "--rhs", "x.npy", "--output", "y.npy", "--damping", "0.1", "--rtol", "1e-3")
+    assert run.status == 2 and "--refine exact" in run.err
