@@ -51,6 +51,9 @@ class GaussNewton:
         self.mine = slice(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
         self.parameter_starts = row_starts(self.n_params, comm.size)
         self.samples = Samples(network, inputs, comm, self.dtype)
+        with together(comm):
+            if not self.samples.finite(self.mine):
+                raise InputError(f"the network overflows on these inputs in {self.dtype}: scale the inputs or the weights")
         self._products = Products(network, self.samples, self.mine, arrays)
         self._entries = Entries(network, self.samples, comm)
         self.alive = np.flatnonzero(self._by_parameter(self._sees, np.float32, MPI.MAX)).astype(np.int64)

@@ -71,6 +71,11 @@ class Samples:
             M[-2], M[-1] = root.T, np.sqrt(2.0) * np.eye(self.widths[-1])
         return [None if each is None else np.ascontiguousarray(each) for each in M], root
 
+    def finite(self, rows):
+        """Whether everything stored for a slice of samples is finite. Not collective."""
+        stored = [self.X, self.slopes, *(each for each in (self.p, *self.C) if each is not None)]
+        return all(np.isfinite(each[..., rows]).all() for each in stored)
+
     def inputs(self, layer):
         """x of a layer with the bias input last, [d_{ℓ−1} + 1, n]."""
         return self.X[self.row_starts[layer] : self.row_starts[layer + 1]]

@@ -187,7 +187,7 @@ def _warnings(error, rtol, best, max_rank, search):
         )
     entries, n_alive = best.storage["storage_entries"], best.matrix.n_alive
     if best.matrix.tree.depth and entries >= n_alive * (n_alive + 1) // 2:
-        found.append(f"no compression: {entries:,} numbers, no fewer than the symmetric matrix has; rtol {rtol:g} is too small for this matrix")
+        found.append(f"no compression: {entries:,} numbers, no fewer than the symmetric matrix has; rtol {rtol:g} is too small for it")
     if error.high > rtol:
         advice = "raise rtol"
         if saturation.nodes:

@@ -245,3 +245,9 @@ def test_inputs_as_floats_of_32_bits_and_lists(comm):
     assert exact.dtype == np.float64
     H = gauss_newton(network, inputs.astype(np.float32))
     near(exact.entries(exact.alive, exact.alive), H[np.ix_(exact.alive, exact.alive)], 1e-13)
+
+
+def test_a_network_that_overflows_is_refused(comm):
+    network, inputs = make("relu classes")
+    with pytest.raises(InputError, match="overflows"), np.errstate(all="ignore"):
+        GaussNewton(network, inputs * 1e300, comm=comm, dtype="float32")
