@@ -41,10 +41,12 @@ def main(session, args):
         B = B.astype(np.float64, copy=False)
     damping = damping_of(args.damping, matrix)
     operator, reason = _exact_operator(session, matrix, args.refine == "exact")
-    shift = max(damping, 2 * matrix.report.get("error_spectral", 0.0)) if args.refine == "exact" else damping
+    error = matrix.report.get("error_spectral", 0.0)
+    shift = max(damping, 2 * error) if args.refine == "exact" else damping
     if shift > damping:  # (H̃ + μI)⁻¹ with μ > ‖H̃ − H‖₂ is definite, and a better preconditioner than a meaningless inverse
         why = f"as λ = {damping:.3g} does not clearly exceed the compression error"
-        session.say(f"preconditioner: factors of H̃ + μI, μ = {shift:.3g} = 2 ‖H̃ − H‖₂, {why}")
+        tell = session.warn if damping <= error else session.say
+        tell(f"preconditioner: factors of H̃ + μI, μ = {shift:.3g} = 2 ‖H̃ − H‖₂, {why}")
     with session.phase("Woodbury factors"):
         factors = matrix.factorize(shift)
     status, iterations = DONE, None
