@@ -45,8 +45,7 @@ def main(session, args):
     session.say(f"N = {alive}, n = {operator.n_samples} samples, d = {operator.n_outputs} outputs")
     if not len(operator.alive):
         session.warn("all parameters are dead: H = 0 for these samples (a saturated network, or inputs that are zero?)")
-    keys = ("rtol", "leaf_size", "max_rank", "distance", "seed", "dtype", "probes")
-    matrix = compress(operator, **{key: options[key] for key in keys}, backend=args.backend, progress=session.progress)
+    matrix = compress(operator, **options, backend=args.backend, progress=session.progress)
     factors = _factors(session, matrix, args.damping)
     fitted = problem.network if "fit" in job["network"] else None
     digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}

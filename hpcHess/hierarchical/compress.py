@@ -12,6 +12,7 @@ from hpcHess.hierarchical.tolerance import ATTEMPTS, Budget
 from hpcHess.parallel.agree import tell
 from hpcHess.parallel.ownership import node_starts
 from hpcHess.runtime.errors import InputError
+from hpcHess.runtime.jobfile import SAMPLINGS, SOLVERS
 from hpcHess.runtime.progress import Silent
 from hpcHess.skeleton.levels import PairBlocks
 from hpcHess.skeleton.skeletonize import Saturation, Skeletonizer, entry_blocks
@@ -38,17 +39,27 @@ def compress(
     probes=32,
     backend="auto",
     progress=None,
+    format="hss",
+    budget=None,
+    n_neighbors=32,
+    sampling="sketch",
+    solver="elimination",
 ):
-    """H̃ (HSS) with ‖H̃ − H‖_F ≤ rtol ‖H‖_F for a curvature operator (docs/ARCHITECTURE.md, "Operators"). Collective.
+    """H̃ with ‖H̃ − H‖_F ≤ rtol ‖H‖_F for a curvature operator (docs/ARCHITECTURE.md, "Operators"). Collective.
 
     rtol         relative to ‖H‖_F of the whole matrix; verified by `probes` ≥ 32 fresh Gaussian products, accepted where the
                  upper end of the 95 % interval is ≤ rtol; `report["rtol_met"]` says whether it was reached
     leaf_size    upper bound of a leaf's parameters; max_rank: 0 for no bound
     distance     of the tree: angle, kernel, input, parameter, random (`tree.build.build_tree`)
     dtype        of what is stored: auto (float64 where rtol < 1e-5), float32, float64
+    format       hss, or fmm: near lists by the votes of n_neighbors nearest neighbours, at most budget · #leaves (default
+                 0.03) near leaves a leaf before symmetrization; hss is budget = 0
+    sampling     what skeletons are chosen from: sketch, rows (entries alone), products (no entries, hss only)
+    solver       form of the Woodbury factors that `factorize` makes: elimination, ulv, woodbury
     The allowed error is shared among the nodes by `hierarchical.tolerance`. Raises InputError for values out of range.
     """
     _check(rtol, leaf_size, max_rank, seed, probes, dtype)
+    budget = _checked_format(operator, format, budget, n_neighbors, sampling, solver)
     progress = Silent() if progress is None else progress
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("tree"):
@@ -164,6 +175,26 @@ def _check(rtol, leaf_size, max_rank, seed, probes, dtype):
         raise InputError(f"probes must be at least 32, not {probes}")
     if dtype not in ("auto", "float32", "float64"):
         raise InputError(f"dtype must be auto, float32 or float64, not {dtype!r}")
+
+
+def _checked_format(operator, format, budget, n_neighbors, sampling, solver):
+    """The budget in effect; InputError for contradictory options."""
+    for name, value, choices in (("format", format, ("hss", "fmm")), ("sampling", sampling, SAMPLINGS), ("solver", solver, SOLVERS)):
+        if value not in choices:
+            raise InputError(f"{name} must be {' or '.join(choices)}, not {value!r}")
+    if budget is None:
+        budget = 0.03 if format == "fmm" else 0.0
+    if not 0 <= budget <= 1:
+        raise InputError(f"budget must lie between 0 and 1, not {budget}")
+    if format == "hss" and budget:
+        raise InputError(f'budget = {budget} contradicts format = "hss": use format = "fmm"')
+    if n_neighbors < 1:
+        raise InputError(f"n_neighbors must be at least 1, not {n_neighbors}")
+    if sampling == "products" and format != "hss":
+        raise InputError('sampling = "products" compresses to format = "hss" only')
+    if sampling != "products" and not hasattr(operator, "entries_batch"):
+        raise InputError(f'this operator has no entries: sampling = "{sampling}" needs them, use sampling = "products"')
+    return float(budget)
 
 
 def _norm(comm, Y, dtype):

@@ -20,6 +20,9 @@ from hpcHess.runtime.errors import InputError
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
 LOSSES = ("cross-entropy", "squared-error")
 DATASETS = ("digits", "mnist", "adult")
+DISTANCES = ("angle", "kernel", "input", "neuron", "parameter", "random", "auto")
+SAMPLINGS = ("sketch", "rows", "products")
+SOLVERS = ("elimination", "ulv", "woodbury")
 MIN_PROBES = 32
 
 TEXT, INTEGER, NUMBER, INTEGERS = "text", "an integer", "a number", "a list of integers"
@@ -35,6 +38,7 @@ class Key:
     choices: tuple = ()
     least: int | None = None  # smallest integer allowed, in lists too
     within: tuple | None = None  # open interval of a number
+    closed: bool = False  # whether the interval holds its ends
 
 
 SCHEMA = {
@@ -59,11 +63,15 @@ SCHEMA = {
         "kind": Key(TEXT, "gauss-newton", "which matrix", ("gauss-newton",)),
     },
     "compress": {
-        "format": Key(TEXT, "hss", "of the compressed matrix", ("hss",)),
+        "format": Key(TEXT, "hss", "of the compressed matrix: hss (near blocks on the diagonal) or fmm (near lists)", ("hss", "fmm")),
         "leaf_size": Key(INTEGER, 64, "largest number of parameters in a leaf", least=2),
         "rtol": Key(NUMBER, 1e-2, "error of the whole matrix, relative to its Frobenius norm", within=(0, 1)),
         "max_rank": Key(INTEGER, 0, "largest rank of a node, 0: unlimited", least=0),
-        "distance": Key(TEXT, "parameter", "of two parameters, for the tree", ("angle", "kernel", "input", "parameter", "random")),
+        "distance": Key(TEXT, "parameter", "of two parameters, for the tree; auto: the cheapest of them", DISTANCES),
+        "budget": Key(NUMBER, None, "fmm: fraction of the leaves that may be near a leaf, 0 … 1 (0.03); hss is 0", within=(0, 1), closed=True),
+        "n_neighbors": Key(INTEGER, 32, "nearest neighbours of a parameter, whose votes make the near lists and importance samples", least=1),
+        "sampling": Key(TEXT, "sketch", "what the skeletons are chosen from; products: no entries, hss only", SAMPLINGS),
+        "solver": Key(TEXT, "elimination", "which form of the Woodbury factors solves", SOLVERS),
         "seed": Key(INTEGER, 0, "of sketches and probes", least=0),
         "dtype": Key(TEXT, "auto", "of what is stored; auto: float64 when rtol < 1e-5, else float32", ("auto", "float32", "float64")),
         "probes": Key(INTEGER, MIN_PROBES, "fresh probes of the error estimate", least=MIN_PROBES),
@@ -243,7 +251,9 @@ def _checked_value(name, key, value):
                 raise InputError(f"{name} is too large: {each}")
     if key.holds == NUMBER:
         low, high = key.within
-        if not (math.isfinite(value) and low < value < high):
+        if key.closed and not low <= value <= high:
+            raise InputError(f"{name} must lie between {low} and {high}, not {value}")
+        if not key.closed and not (math.isfinite(value) and low < value < high):
             raise InputError(f"{name} must be larger than {low} and smaller than {high}, not {value}")
         return float(value)
     return value
@@ -269,6 +279,13 @@ def _check_choices(tables):
         raise InputError('data.targets is missing (or data.task = "autoencode")')
     if "dataset" in data and not autoencode and network["loss"] != "cross-entropy":
         raise InputError(f'data.dataset = "{data["dataset"]}" has labels to classify: network.loss must be cross-entropy')
+
+
+    compress = tables["compress"]
+    if compress["format"] == "hss" and compress.get("budget", 0):
+        raise InputError(f'compress.budget = {compress["budget"]} contradicts compress.format = "hss": use format = "fmm"')
+    if compress["sampling"] == "products" and compress["format"] != "hss":
+        raise InputError('compress.sampling = "products" compresses to compress.format = "hss" only')
 
 
 def _both_or_none(both):
