@@ -1,22 +1,103 @@
-"""Distances between parameters, evaluated on the rows of the embedding Z (⟨z_i, z_j⟩ ≈ H_ij). GOFMM (Yu and others, SC 2017), §2.1."""
+"""Distances between parameters (GOFMM: Yu, Levitt, Reiz & Biros, SC 2017, §2.1), from an embedding or from exact entries.
+
+    kernel   d = H_ii + H_jj − 2 H_ij            angle   d = 1 − H_ij² / (H_ii H_jj)
+
+Where H is indefinite |H_ii| stands for H_ii, a zero diagonal counts as the mean of the others in an angle, and d may be negative:
+only the order of distances is used, nothing takes a root. Unrelated parameters (H_ij = 0) are at angle 1, not at 0.
+
+A metric has `points`, an array with one row for every parameter of this rank, which may be moved between ranks and picked from;
+`to_nodes` and `within` take such rows.
+"""
 
 import numpy as np
 
-
-def normalize(Z, distance):
-    """Rows ready for `pairwise`: unit rows for angles (a zero row stays zero), Z itself otherwise."""
-    if distance != "angle":
-        return Z
-    norms = np.linalg.norm(Z, axis=1, keepdims=True)
-    return Z / np.where(norms > 0, norms, 1)
+from hpcHess.parallel.exchange import reduce_rows
+from hpcHess.parallel.ownership import row_starts, starts_of
+from hpcHess.runtime.errors import InputError
 
 
-def pairwise(Z, W, distance):
-    """d(z_i, w_i) row by row, [m] from [m, k] and [m, k].
+def metric_of(operator, distance, n_columns, seed):
+    """The metric `angle` or `kernel` of an operator: by its embedding in n_columns dimensions where it has one, else by exact entries.
 
-    kernel: d = ‖z − w‖² ≈ H_ii + H_jj − 2 H_ij.   angle: d = 1 − ⟨z, w⟩² ≈ 1 − H_ij² / (H_ii H_jj), for unit rows.
+    `points` are this rank's piece (`row_starts`) of the alive parameters. Collective. InputError where the operator offers neither.
     """
-    if distance == "angle":
-        return 1 - np.einsum("ij,ij->i", Z, W) ** 2
-    difference = Z - W
-    return np.einsum("ij,ij->i", difference, difference)
+    if hasattr(operator, "partial_probe"):
+        return Embedded(embedding(operator, n_columns, seed)[0], distance)
+    if hasattr(operator, "entries_batch") and hasattr(operator, "diagonal"):
+        return Exact(operator, distance)
+    raise InputError("this operator has no embedding: use distance = 'parameter' or 'random'")
+
+
+def embedding(operator, n_columns, seed):
+    """Rows of Z with E⟨z_i, z_j⟩ = H_ij for this rank's piece of the alive parameters, [n_local, n_columns], and the pieces' starts.
+
+    Collective. InputError where the operator has no probe.
+    """
+    if not hasattr(operator, "partial_probe"):
+        raise InputError("this operator has no embedding: use distance = 'parameter' or 'random'")
+    starts = row_starts(len(operator.alive), operator.comm.size)
+    return reduce_rows(operator.comm, operator.partial_probe(n_columns, seed)[operator.alive], starts), starts
+
+
+class Embedded:
+    """Distances by rows z_i with ⟨z_i, z_j⟩ ≈ H_ij: ‖z_i − z_j‖² (kernel), 1 − ⟨z_i, z_j⟩² of unit rows (angle; a zero row stays zero)."""
+
+    def __init__(self, Z, distance):
+        self.distance, self.points = distance, Z
+        if distance == "angle":
+            norms = np.linalg.norm(Z, axis=1, keepdims=True)
+            self.points = Z / np.where(norms > 0, norms, 1)
+
+    def to_nodes(self, points, node, references):
+        """d(points[i], references[node[i]]), [m] from rows [m, k] and [#nodes, k]."""
+        others = references[node]
+        if self.distance == "angle":
+            return 1 - np.einsum("ij,ij->i", points, others) ** 2
+        difference = points - others
+        return np.einsum("ij,ij->i", difference, difference)
+
+    def within(self, points, size):
+        """All distances inside consecutive groups of `size` points: [#groups, size, size]."""
+        Z = points.reshape(-1, size, points.shape[-1]).astype(np.float32, copy=False)
+        gram = Z @ Z.transpose(0, 2, 1)
+        if self.distance == "angle":
+            return 1 - gram**2
+        squares = np.einsum("bij,bij->bi", Z, Z)
+        return squares[:, :, None] + squares[:, None, :] - 2 * gram
+
+
+class Exact:
+    """The same from `entries_batch` and `diagonal`: no approximation, one entry for every distance. A point is its parameter's index, [m, 1]."""
+
+    def __init__(self, operator, distance):
+        self.operator, self.distance = operator, distance
+        starts, rank = row_starts(len(operator.alive), operator.comm.size), operator.comm.rank
+        self.points = operator.alive[starts[rank] : starts[rank + 1], None]
+        self.scale = np.abs(operator.diagonal()).astype(np.float64)
+        if distance == "angle":
+            some = self.scale[operator.alive]
+            self.scale[self.scale == 0] = some[some > 0].mean() if np.any(some > 0) else 1.0
+
+    def to_nodes(self, points, node, references):
+        """d(points[i], references[node[i]]), [m]; an entry for every point."""
+        order = np.argsort(node, kind="stable")
+        counts = np.bincount(node, minlength=len(references))
+        held = np.flatnonzero(counts)
+        I, J = points[order, 0], references[held, 0]
+        H = self.operator.entries_batch(I, starts_of(counts[held]), J, np.arange(len(held) + 1)).data
+        result = np.empty(len(points))
+        result[order] = self._distances(H, self.scale[I], self.scale[np.repeat(J, counts[held])])
+        return result
+
+    def within(self, points, size):
+        """All distances inside consecutive groups of `size` points: [#groups, size, size]."""
+        I = points[:, 0]
+        starts = np.arange(0, len(I) + 1, size)
+        scale = self.scale[I].reshape(-1, size)
+        H = self.operator.entries_batch(I, starts, I, starts).data.reshape(-1, size, size)
+        return self._distances(H, scale[:, :, None], scale[:, None, :])
+
+    def _distances(self, H, scale_i, scale_j):
+        if self.distance == "angle":
+            return 1 - np.square(H, dtype=np.float64) / (scale_i * scale_j)
+        return scale_i + scale_j - 2.0 * H

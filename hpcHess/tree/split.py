@@ -1,31 +1,69 @@
 """Geometry-oblivious splits of all nodes of a level at once, points split over ranks.
 
-Every node is cut at the median of d(i, p) − d(i, q) for a far pair: p farthest from a sample of the node, q farthest from p
-(GOFMM, Yu and others, SC 2017, §2.2). Ties go by point index, so the tree does not depend on the number of ranks.
+Every node is cut at the median of d(i, p) − d(i, q). For a cluster tree p, q are a far pair: p farthest from a sample of the node,
+q farthest from p (GOFMM, Yu and others, SC 2017, §2.2); for a randomized projection tree they are random (ibid., §2.3).
+Ties go by point index, so the tree does not depend on the number of ranks.
 """
 
 import numpy as np
+from mpi4py import MPI
 
+from hpcHess.parallel.ownership import node_owners
 from hpcHess.parallel.random import scramble
-from hpcHess.tree.distance import pairwise
+from hpcHess.tree.tree import level_sizes
 
 _SAMPLE = 4  # reference points that stand for a node's centroid
 
 
-def split_level(Z, index, node, left_sizes, distance, seed, comm):
+def split_points(metric, index, n, depth, seed, comm, random=False):
+    """Halve n points `depth` times: this rank's (points, index, leaf), sorted by leaf and index, whole leaves on one rank. Collective.
+
+    `metric` (`tree.distance`) with this rank's points, index int64 [m] their global numbers; `random`: a projection tree.
+    """
+    points, node, sizes = metric.points, np.zeros(len(index), np.int64), level_sizes(n, depth)
+    cut = min(depth, int(np.ceil(np.log2(comm.size))) + 2) if comm.size > 1 else 0
+    for level in range(depth + 1):
+        if level == cut and comm.size > 1:
+            points, index, node = to_owners(comm, node_owners(level, depth, comm.size)[node], points, index, node)
+        if level == depth:
+            break
+        if level < cut:
+            right = split_level(metric, points, index, node, sizes[level + 1][::2], seed + level, comm, random)
+        elif len(node):
+            first, last = node.min(), node.max() + 1
+            own = sizes[level + 1][2 * first : 2 * last : 2]
+            right = split_level(metric, points, index, node - first, own, seed + level, MPI.COMM_SELF, random)
+        else:
+            right = node
+        node = 2 * node + right
+    order = np.lexsort((index, node))
+    return points[order], index[order], node[order]
+
+
+def to_owners(comm, target, *arrays):
+    """Rows of the arrays sent to the ranks `target` [m], in the order of the sending ranks. Collective."""
+    order = np.argsort(target, kind="stable")
+    cuts = np.searchsorted(target[order], np.arange(1, comm.size))
+    sent = zip(*(np.split(array[order], cuts) for array in arrays))
+    return tuple(np.concatenate(part) for part in zip(*comm.alltoall(list(sent))))
+
+
+def split_level(metric, points, index, node, left_sizes, seed, comm, random=False):
     """Which of this rank's points go to the right child, bool [m]. Collective.
 
-    Z [m, k] normalized embedding rows, index int64 [m] the points' global numbers, node int64 [m] their nodes at this level,
-    left_sizes int64 [#nodes] points that each left child takes.
+    points [m, …] rows of the metric, index int64 [m] their global numbers, node int64 [m] their nodes at this level,
+    left_sizes int64 [#nodes] points that each left child takes. Every node has a point.
     """
     n_nodes = len(left_sizes)
-    d = np.zeros(len(Z), Z.dtype)
-    for reference in _sample(Z, index, node, n_nodes, seed, comm):
-        d += pairwise(Z, reference[node], distance)
-    p = _farthest(Z, index, node, n_nodes, d, comm)
-    dp = pairwise(Z, p[node], distance)
-    q = _farthest(Z, index, node, n_nodes, dp, comm)
-    key = dp - pairwise(Z, q[node], distance)
+    sample = _gathered(points, index, node, n_nodes, scramble(index, seed), 2 if random else _SAMPLE, comm)
+    if random:
+        dp, q = metric.to_nodes(points, node, sample[0]), sample[1]
+    else:
+        d = sum(metric.to_nodes(points, node, reference) for reference in sample)
+        p = _farthest(points, index, node, n_nodes, d, comm)
+        dp = metric.to_nodes(points, node, p)
+        q = _farthest(points, index, node, n_nodes, dp, comm)
+    key = dp - metric.to_nodes(points, node, q)
     return ~_smallest(key, index, node, left_sizes, comm)
 
 
@@ -49,10 +87,6 @@ def _gathered(Z, index, node, n_nodes, order_key, count, comm):
     starts = np.searchsorted(nodes[order], np.arange(n_nodes + 1))
     available = np.diff(starts)
     return [rows[order[starts[:-1] + np.minimum(c, available - 1)]] for c in range(count)]
-
-
-def _sample(Z, index, node, n_nodes, seed, comm):
-    return _gathered(Z, index, node, n_nodes, scramble(index, seed), _SAMPLE, comm)
 
 
 def _farthest(Z, index, node, n_nodes, d, comm):

@@ -6,6 +6,7 @@ from mpi4py import MPI
 
 from hpcHess.runtime.errors import InputError
 from hpcHess.tree.build import DISTANCES, build_tree
+from hpcHess.tree.distance import Embedded
 from hpcHess.tree.inputs import input_order
 from hpcHess.tree.interactions import far_pairs, near_self
 from hpcHess.tree.split import split_level
@@ -53,7 +54,7 @@ def test_oblivious_distances_find_clusters(comm):
 def test_ties_are_split_by_index(comm):
     n = 10
     mine = np.arange(n)[comm.rank :: comm.size]
-    right = split_level(np.ones((len(mine), 3)), mine, np.zeros(len(mine), int), np.array([5]), "kernel", 0, comm)
+    right = split_level(Embedded(np.ones((len(mine), 3)), "kernel"), np.ones((len(mine), 3)), mine, 0 * mine, np.array([5]), 0, comm)
     assert np.array_equal(right, mine >= 5)
 
 
