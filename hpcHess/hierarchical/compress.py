@@ -18,7 +18,8 @@ from hpcHess.skeleton.levels import PairBlocks
 from hpcHess.skeleton.skeletonize import Saturation, Skeletonizer, entry_blocks
 from hpcHess.skeleton.sketch import Sketch
 from hpcHess.tree.build import build_tree
-from hpcHess.tree.interactions import far_pairs, near_self
+from hpcHess.tree.interactions import far_fields, far_pairs, most_near, near_by_votes, near_self
+from hpcHess.tree.neighbours import nearest_neighbours
 
 
 def stored_dtype(dtype, rtol):
@@ -64,7 +65,12 @@ def compress(
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("tree"):
         tree = build_tree(operator, leaf_size, distance, seed)
-    skeletonizer = _prepared(operator, tree, kernels, dtype, seed, leaf_size, progress)
+    near = near_self(tree.depth)
+    if most_near(tree.depth, budget) > 1:
+        with progress.phase("neighbours"):
+            found = nearest_neighbours(operator, n_neighbors, distance if distance == "kernel" else "angle", seed)
+            near = near_by_votes(operator.comm, tree, found.parameters, found.lists, budget)
+    skeletonizer = _prepared(operator, tree, near, kernels, dtype, seed, leaf_size, progress)
     search = _Search(skeletonizer, rtol, max_rank, probes, progress)
     best, error = search.certified()
     with progress.phase("spectral norms"):
@@ -80,6 +86,9 @@ def compress(
         "error_spectral": spectral,
         "sketch_columns": skeletonizer.sketch.n_columns,
         "attempts": search.budget.attempts,
+        "format": best.matrix.format,
+        "budget": budget,
+        "n_neighbors": int(n_neighbors),
         "distance": distance,
         "leaf_size": int(leaf_size),
         "max_rank": int(max_rank),
@@ -93,12 +102,12 @@ def compress(
     return best.matrix
 
 
-def _prepared(operator, tree, kernels, dtype, seed, leaf_size, progress):
+def _prepared(operator, tree, near, kernels, dtype, seed, leaf_size, progress):
     """A Skeletonizer with exact near blocks and the first sketch columns, enough for any leaf."""
     comm = operator.comm
     owned = node_starts(tree.depth, tree.depth, comm.size)
     rows = tree.leaf_starts[owned]
-    near = PairBlocks(comm, near_self(tree.depth), owned, tree.leaf_sizes)
+    near = PairBlocks(comm, near, owned, tree.leaf_sizes)
     with progress.phase("near blocks"):
         entry_blocks(operator, kernels, near, tree.permutation[rows[comm.rank] : rows[comm.rank + 1]], dtype)
     sketch, columns = Sketch(operator, tree.permutation, rows, seed), min(tree.n, leaf_size + 16)
@@ -113,7 +122,7 @@ class _Search:
     def __init__(self, skeletonizer, rtol, max_rank, n_probes, progress):
         self.skeletonizer, self.rtol, self.max_rank, self.n_probes, self.progress = skeletonizer, rtol, max_rank, n_probes, progress
         self.norm, sketch = None, skeletonizer.sketch
-        self.budget = Budget(rtol, _norm(sketch.operator.comm, sketch.Y, skeletonizer.dtype), skeletonizer.tree.depth)
+        self.budget = Budget(rtol, _norm(sketch.operator.comm, sketch.Y, skeletonizer.dtype), far_fields(skeletonizer.far))
         with progress.phase("exact probes"):
             self.probes = sketch.fresh(n_probes, "search")
 

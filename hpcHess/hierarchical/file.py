@@ -100,7 +100,7 @@ def _attributes(matrix, job, digests):
     origin["versions"] |= hdf5_versions()
     origin |= {"timings": report.pop("timings", {}), "seed": report.get("seed")} | (digests or {})
     return {
-        "matrix_format": "hss",
+        "matrix_format": matrix.format,
         "n_params": int(matrix.n_params),
         "n_alive": int(matrix.n_alive),
         "depth": int(matrix.tree.depth),
@@ -163,7 +163,7 @@ def load(path, comm, backend="auto", verify=True):
 
 def _read(file, comm, backend):
     given = file.attributes
-    if given["matrix_format"] != "hss":
+    if given["matrix_format"] not in ("hss", "fmm"):
         raise InputError(f"{file.path} holds the format {given['matrix_format']!r}, which this version does not read")
     depth, dtype = int(given["depth"]), np.dtype(given["dtype"])
     tree = Tree(depth, file.read_all("tree/permutation"), file.read_all("tree/leaf_starts"))

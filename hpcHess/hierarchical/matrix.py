@@ -47,6 +47,11 @@ class HierarchicalMatrix:
         return np.dtype(self.near.blocks.dtype)
 
     @property
+    def format(self):
+        """`hss` where every leaf is near itself alone, else `fmm`."""
+        return "hss" if np.array_equal(self.near.pairs[:, 0], self.near.pairs[:, 1]) else "fmm"
+
+    @property
     def n_alive(self):
         """Parameters in the tree; the other rows of H are zero."""
         return self.tree.n

@@ -8,6 +8,8 @@ and better after a second.
 
 import numpy as np
 
+from hpcHess.tree.interactions import far_fields
+
 EXPONENT = 0.7
 ATTEMPTS = 8
 LEARNING = 2  # attempts after which the shares are set by what was stored
@@ -15,19 +17,23 @@ AIM = 0.97  # of rtol, for the upper end of the interval
 GOOD = 0.93  # an error above this part of rtol is used well enough
 
 
-def equal_shares(depth):
-    """ε_α²·2/ε² for every node of every level: list over 0 … depth of float64 [2^level]; the sum over all nodes is 1."""
-    return [np.zeros(1)] + [np.full(1 << level, 1.0 / (depth * 2.0**level)) for level in range(1, depth + 1)]
+def equal_shares(has_far):
+    """ε_α²·2/ε² for every node of every level: list over 0 … depth of float64 [2^level]; the sum over all nodes is 1.
+
+    Nodes without a far field (`tree.interactions.far_fields`) have rank 0 and no share; the sum is 0 where no node has one.
+    """
+    levels = sum(bool(flags.any()) for flags in has_far)
+    return [flags / (levels * max(1.0, flags.sum())) if levels else np.zeros(len(flags)) for flags in has_far]
 
 
 def shares_by_storage(levels):
-    """Shares ∝ (r(c − r) + ½ Σ r r_β over couplings)^0.7 from the ranks of a finished pass; rank 0 counts as 1."""
-    costs = [np.zeros(1)]
+    """Shares ∝ (r(c − r) + ½ Σ r r_β over couplings)^0.7 from the ranks of a finished pass; rank 0 counts as 1, without a far field as none."""
+    costs, has_far = [np.zeros(1)], far_fields([None, *(level.far.pairs for level in levels[1:])])
     for level in levels[1:]:
         ranks = np.maximum(level.ranks, 1).astype(np.float64)
         a, b = level.far.pairs.T
         coupled = np.bincount(a, ranks[b], len(ranks)) + np.bincount(b, ranks[a], len(ranks))
-        costs.append((ranks * np.maximum(level.columns - ranks, 1) + 0.5 * ranks * coupled) ** EXPONENT)
+        costs.append(has_far[level.level] * (ranks * np.maximum(level.columns - ranks, 1) + 0.5 * ranks * coupled) ** EXPONENT)
     total = sum(float(cost.sum()) for cost in costs)
     return [cost / total if total else cost for cost in costs]
 
@@ -35,12 +41,12 @@ def shares_by_storage(levels):
 class Budget:
     """The tolerance of each attempt: `tolerances()`, then `learn(…)` what came of it, until it says stop.
 
-    rtol is that of the whole matrix; `scale` ‖H‖_F.
+    rtol is that of the whole matrix; `scale` ‖H‖_F; `has_far`: as of `tree.interactions.far_fields`.
     """
 
-    def __init__(self, rtol, scale, depth):
+    def __init__(self, rtol, scale, has_far):
         self.rtol, self.scale, self.share, self.attempts = rtol, scale, 1.0, 0
-        self.shares, self._high = equal_shares(depth), None
+        self.shares, self._high = equal_shares(has_far), None
 
     def tolerances(self):
         """Absolute tolerances of the nodes by level."""
@@ -56,7 +62,7 @@ class Budget:
         self.attempts += 1
         stuck, self.scale, self._high = high == self._high, scale, high  # ranks are integers: a small step may change none
         met = high <= self.rtol
-        if len(levels) == 1 or self.attempts == ATTEMPTS or (saturated and self.attempts > LEARNING):
+        if not any(part.any() for part in self.shares) or self.attempts == ATTEMPTS or (saturated and self.attempts > LEARNING):
             return False
         if met and self.attempts > LEARNING and (high >= GOOD * self.rtol or self.attempts > LEARNING + 1):
             return False

@@ -6,12 +6,17 @@ import pytest
 from hpcHess.hierarchical import tolerance
 from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.tolerance import Budget, equal_shares, shares_by_storage
+from hpcHess.tree.interactions import far_fields, far_pairs, near_self
 from tests.reference.dense_operator import DenseOperator, exponential_kernel
+
+
+def hss(depth):
+    return far_fields(far_pairs(near_self(depth), depth))
 
 
 @pytest.mark.parametrize("depth", [1, 4])
 def test_equal_shares(depth):
-    shares = equal_shares(depth)
+    shares = equal_shares(hss(depth))
     assert [len(part) for part in shares] == [1 << level for level in range(depth + 1)]
     assert np.isclose(sum(part.sum() for part in shares), 1) and shares[0] == 0
 
@@ -25,24 +30,24 @@ def test_shares_by_storage_add_up(comm):
 
 
 def test_tolerances_square_to_the_budget():
-    budget = Budget(1e-2, 50.0, 3)
+    budget = Budget(1e-2, 50.0, hss(3))
     assert np.isclose(2 * sum(np.sum(part**2) for part in budget.tolerances()), (1e-2 * 50.0) ** 2)
 
 
 def test_a_missed_error_tightens_and_a_met_one_ends(comm):
     H = compress(DenseOperator(exponential_kernel(200), comm), rtol=1e-2, leaf_size=32)
-    budget = Budget(1e-2, 1.0, H.tree.depth)
+    budget = Budget(1e-2, 1.0, hss(H.tree.depth))
     assert budget.learn(2e-2, 1.0, H.levels, False)
     assert budget.share < 0.5
     assert budget.learn(1.2e-2, 1.0, H.levels, False)
     assert not budget.learn(0.97e-2, 1.0, H.levels, False)
-    saturated = Budget(1e-2, 1.0, H.tree.depth)
+    saturated = Budget(1e-2, 1.0, hss(H.tree.depth))
     assert [saturated.learn(1.0, 1.0, H.levels, True) for _ in range(3)] == [True, True, False]
 
 
 def test_a_step_that_changes_no_rank_is_followed_by_a_larger_one(comm):
     H = compress(DenseOperator(exponential_kernel(200), comm), rtol=1e-2, leaf_size=32)
-    budget = Budget(1e-2, 1.0, H.tree.depth)
+    budget = Budget(1e-2, 1.0, hss(H.tree.depth))
     shares = []
     for _ in range(5):
         assert budget.learn(1.02e-2, 1.0, H.levels, False)
