@@ -10,6 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.parallel.exchange import ranges
 from hpcHess.parallel.ownership import starts_of
 from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums, to_parents
 
@@ -24,12 +25,13 @@ class Saturation:
 
 
 def entry_blocks(operator, backend, pairs, indices, dtype):
-    """Fill `pairs` with exact entries H[indices of α, indices of β]; `indices` int64: the extended rows' parameter indices.
+    """Fill `pairs` with exact entries H[indices of α, indices of β]; `indices` int64: the own rows' parameter indices. Collective.
 
     Blocks on the diagonal are symmetric to the last bit, by their lower triangle: the one that a file keeps.
     """
-    take = lambda at, counts: np.concatenate([indices[a : a + c] for a, c in zip(at, counts)] or [indices[:0]])  # noqa: E731
-    I, J = take(pairs.row_at, pairs.rows), take(pairs.col_at, pairs.cols)
+    if not pairs.halo.empty:
+        indices = np.concatenate([indices, pairs.halo.fetch(indices[:, None])[:, 0]])
+    I, J = indices[ranges(pairs.row_at, pairs.rows)], indices[ranges(pairs.col_at, pairs.cols)]
     blocks = operator.entries_batch(I, starts_of(pairs.rows), J, starts_of(pairs.cols))
     for i in np.flatnonzero(pairs.own[:, 0] == pairs.own[:, 1]):
         upper = np.triu_indices(pairs.rows[i], 1)
@@ -132,8 +134,6 @@ class Skeletonizer:
     def _couple(self, level, index):
         """Coupling blocks B = H[α̃, β̃] of the level's far pairs."""
         level.far = pairs = PairBlocks(self.comm, self.far[level.level], level.owned, level.ranks)
-        if not pairs.halo.empty:
-            index = np.concatenate([index, pairs.halo.fetch(index[:, None])[:, 0]])
         entry_blocks(self.operator, self.backend, pairs, index, self.dtype)
 
     def _report(self, saturation, level, found):
