@@ -19,7 +19,7 @@ from hpcHess.compress import SINGLE_PRECISION_RTOL
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.file import load, save
-from hpcHess.hierarchical.woodbury import Woodbury
+from hpcHess.hierarchical.elimination import InterpolativeElimination
 from hpcHess.krylov.solve import solve
 from hpcHess.networks.problem import load_problem
 from hpcHess.parallel.agree import on_root
@@ -201,7 +201,7 @@ class CaseRun:
     def woodbury(self):
         """Factors of H̃ + λI with λ = `DAMPING`·λ_max, and solves."""
         self.damping = DAMPING * self.matrix.report["lambda_max"]
-        factors = self._measure("Woodbury factors", partial(Woodbury.factorize, self.matrix, self.damping), models.factorization)
+        factors = self._measure("Woodbury factors", partial(InterpolativeElimination.factorize, self.matrix, self.damping), models.factorization)
         self.factors = factors
         for k in COLUMNS:
             B = self._vectors(k, np.float64, "rhs")

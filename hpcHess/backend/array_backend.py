@@ -2,15 +2,17 @@
 
 import numpy as np
 
+from hpcHess.backend.correction import correct
 from hpcHess.backend.elimination import eliminate
 from hpcHess.backend.interpolate import interpolate
+from hpcHess.backend.orthogonal import couple, eliminate_orthogonally
 
 
 class ArrayBackend:
     """The kernels of a level on arrays of the namespace `xp`.
 
     Index and offset arguments are int64 host arrays; matrices and multivectors are arrays of `xp`, float32 or float64.
-    The loops over blocks in this class (and in the two modules it calls) are the only ones of the program.
+    The loops over blocks in this class (and in the modules it calls) are the only ones of the program.
     """
 
     def __init__(self, name, xp):
@@ -58,3 +60,15 @@ class ArrayBackend:
     def eliminate(self, A, order, T, delay=True):
         """Interpolative elimination of every symmetric block of A: see `backend.elimination`."""
         return eliminate(self, A, order, T, delay)
+
+    def eliminate_orthogonally(self, A, order, T, children=None, delay=True):
+        """The same after rotating every block by the QR of its basis: see `backend.orthogonal`."""
+        return eliminate_orthogonally(self, A, order, T, children, delay)
+
+    def couple(self, basis, coupling):
+        """The coupling blocks B_i in rotated bases, Ũ_2i B_i Ũ_2i+1ᵀ: see `backend.orthogonal`."""
+        return couple(self.xp, basis, coupling)
+
+    def correct(self, A, order, T):
+        """The plain Woodbury formula on every symmetric block of A: see `backend.correction`."""
+        return correct(self, A, order, T)

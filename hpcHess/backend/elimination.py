@@ -60,11 +60,11 @@ class Elimination:
 
         Exact where eigenvectors were used; a near-singular Cholesky factor has its tiny pivot in one column of W.
         """
-        xp, largest = self.backend.xp, 0.0
-        for i in range(len(self.W)):
-            if self.W.rows[i] and self.W.cols[i]:
-                largest = max(largest, float(xp.max(xp.sum(self.W[i] * self.W[i], axis=0))))
-        return 1 / largest if largest else np.inf
+        return smallest_of(self.backend.xp, self.W)
+
+    def order_of_pivots(self):
+        """Largest number of rows eliminated at once."""
+        return int(self.W.rows.max(initial=0))
 
     def forward(self, B, starts=None):
         """Eliminate in B, stacked rows [Σ c, k] (block i at row starts[i]; default one after another).
@@ -155,12 +155,22 @@ def assemble(backend, order, T, parts):
     """The Elimination made of what `eliminate_block` returned for every block."""
     xp = backend.xp
     columns = list(zip(*parts, strict=True)) if parts else [()] * 7
-    W, K, V, schur = (_gather(xp, blocks) for blocks in columns[:4])
+    W, K, V, schur = (gather(xp, blocks) for blocks in columns[:4])
     sign = xp.concatenate([xp.zeros(0), *columns[4]])
     return Elimination(backend, order, T, W, K, V, sign, np.array(columns[5], float), np.array(columns[6], np.int64), schur)
 
 
-def _gather(xp, blocks):
+def smallest_of(xp, W):
+    """min 1 / ‖W_i e_j‖² over all columns of all blocks, inf for none."""
+    largest = 0.0
+    for i in range(len(W)):
+        if W.rows[i] and W.cols[i]:
+            largest = max(largest, float(xp.max(xp.sum(W[i] * W[i], axis=0))))
+    return 1 / largest if largest else np.inf
+
+
+def gather(xp, blocks):
+    """`Blocks` of a list of matrices."""
     flat = xp.concatenate([xp.zeros(0), *(block.reshape(-1) for block in blocks)])
     shapes = np.array([block.shape for block in blocks], np.int64).reshape(-1, 2)
     return Blocks.shaped(flat, shapes[:, 0], shapes[:, 1])
@@ -169,9 +179,10 @@ def _gather(xp, blocks):
 def eliminate_block(xp, D, T, delay):
     """(W, K, V, schur, sign, log_abs, negative) of one permuted block D."""
     s, r = T.shape
-    D_JJ = D[:s, :s]
-    X_JR = D[:s, s:] - D_JJ @ T
-    X_RR = D[s:, s:] - T.T @ D[:s, s:] - X_JR.T @ T
+    D_JJ, X_JR, X_RR = D[:s, :s], D[:s, s:], D[s:, s:]
+    if bool(xp.any(T)):
+        X_JR = X_JR - D_JJ @ T
+        X_RR = X_RR - T.T @ D[:s, s:] - X_JR.T @ T
     X_RR = (X_RR + X_RR.T) / 2
     size = float(xp.max(xp.abs(D))) if s + r else 0.0
     W = _cholesky_inverse(xp, X_RR)

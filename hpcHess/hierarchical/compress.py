@@ -89,6 +89,7 @@ def compress(
         "format": best.matrix.format,
         "budget": budget,
         "n_neighbors": int(n_neighbors),
+        "solver": solver,
         "distance": distance,
         "leaf_size": int(leaf_size),
         "max_rank": int(max_rank),

@@ -5,6 +5,9 @@ import re
 
 from hpcHess.runtime.errors import InputError
 
+DIGITS_LOST = 1e-6  # backward error of factors above which it is told
+COUNTS_LOST = 1e-3  # and above which inertia is doubtful: random probes see 1/√N of a direction that is lost
+
 _RELATIVE = re.compile(r"(?P<factor>[^*]+)\*\s*lmax|lmax", re.IGNORECASE)
 
 
@@ -31,7 +34,7 @@ def damping_of(given, matrix):
 
 
 def doubts(factors):
-    """What makes Woodbury factors untrustworthy, a line each: λ ≤ ‖H̃ − H‖₂, or H̃ + λI not definite."""
+    """What makes direct factors untrustworthy, a line each: λ ≤ ‖H̃ − H‖₂, H̃ + λI not definite, digits lost."""
     damping, error = factors.damping, factors.matrix.report.get("error_spectral", 0.0)
     if damping <= error:
         yield (
@@ -41,3 +44,12 @@ def doubts(factors):
         )
     if factors.negative:
         yield f"H̃ + λI has {factors.negative} negative eigenvalues at damping {damping:.3g}: it is not positive definite"
+    if factors.backward_error > DIGITS_LOST:
+        advice = "use a larger damping, or refine (--refine exact)"
+        if factors.solver == "woodbury":
+            advice = "the plain Woodbury formula loses digits like 1/λ, use the solver elimination"
+        counted = ", log-determinant and inertia are not trustworthy" if factors.backward_error > COUNTS_LOST else ""
+        yield (
+            f"the {factors.solver} factors leave a residual of {factors.backward_error:.1e} against H̃ + λI at damping {damping:.3g}"
+            f"{counted}: {advice}"
+        )

@@ -6,11 +6,10 @@ import numpy as np
 
 from hpcHess import backend as backends
 from hpcHess.backend.blocks import Blocks
-from hpcHess.backend.elimination import Elimination
+from hpcHess.hierarchical.coarse import diagonal_blocks
+from hpcHess.hierarchical.factor_arrays import append_factors, factors_arguments
 from hpcHess.hierarchical.matrix import HierarchicalMatrix
-from hpcHess.hierarchical.woodbury import Woodbury, extended_order
 from hpcHess.parallel.agree import together
-from hpcHess.parallel.exchange import ranges
 from hpcHess.parallel.ownership import node_starts, starts_of
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.provenance import provenance
@@ -19,6 +18,8 @@ from hpcHess.storage.factor_file import FactorFile, write
 from hpcHess.storage.hdf5 import hdf5_versions
 from hpcHess.tree.interactions import far_pairs
 from hpcHess.tree.tree import Tree
+
+PRECONDITIONER = "preconditioner/"  # where a second, coarser HSS matrix of the same tree lies
 
 
 class _Pieces:
@@ -61,26 +62,18 @@ def save(matrix, path, job=None, network=None, digests=None, factors=None):
     job      `runtime.jobfile.Job` that made it (its text and directory are stored)
     network  a fitted `Network`, stored because no file holds it
     digests  {"network_hash": …, "data_hash": …}
-    factors  `Woodbury` factors to be stored with it
+    factors  direct factors (`hierarchical.factors`) of the matrix, or of its preconditioner, to be stored with it
     """
-    comm, tree, host = matrix.comm, matrix.tree, matrix.backend.to_host
+    comm, tree = matrix.comm, matrix.tree
     out = _Pieces(comm)
     out.whole("tree/permutation", tree.permutation)
     out.whole("tree/leaf_starts", tree.leaf_starts)
-    out.whole("nodes/rank", np.concatenate([np.zeros(1, np.int64), *(level.ranks for level in matrix.levels[1:])]))
-    for name, dtype in (("nodes/order", np.int64), ("nodes/interpolation", matrix.dtype), ("far/values", matrix.dtype)):
-        out.totals[name] = 0, np.dtype(dtype)
-    for level in matrix.levels[1:]:
-        first, last = level.at(comm)
-        out.append("nodes/order", level.columns, first, last, level.order)
-        out.append("nodes/interpolation", level.ranks * (level.columns - level.ranks), first, last, host(level.T.data))
-        counts = level.ranks[level.far.pairs[:, 0]] * level.ranks[level.far.pairs[:, 1]]
-        out.append("far/values", counts, level.far.first, level.far.last, host(level.far.blocks.data))
-    numbered = [np.column_stack([np.full(len(level.far.pairs), level.level), level.far.pairs]) for level in matrix.levels[1:]]
-    out.whole("far/pairs", np.concatenate([np.zeros((0, 3), np.int64), *numbered]).astype(np.int64).ravel())
-    out.whole("near/pairs", matrix.near.pairs.ravel())
-    near = matrix.near
-    out.append("near/values", _packed_counts(near.pairs, tree.leaf_sizes), near.first, near.last, _packed(near, host(near.blocks.data)))
+    _append_levels(out, matrix)
+    near, values = matrix.near, matrix.backend.to_host(matrix.near.blocks.data)
+    out.whole("near/pairs", near.pairs.ravel())
+    out.append("near/values", _packed_counts(near.pairs, tree.leaf_sizes), near.first, near.last, _packed(near, values))
+    if matrix.preconditioner is not None:
+        _append_levels(out, matrix.preconditioner, PRECONDITIONER)
     attributes = _attributes(matrix, job, digests)
     if network is not None:
         arrays = network.to_arrays()
@@ -89,9 +82,24 @@ def save(matrix, path, job=None, network=None, digests=None, factors=None):
         for name, array in arrays.items():
             out.whole(f"network/{name}", np.ascontiguousarray(array, np.float64).ravel())
     if factors is not None:
-        attributes["woodbury_damping"] = float(factors.damping)
-        _append_factors(out, matrix, factors)
+        attributes |= append_factors(out, factors, "" if factors.matrix is matrix else PRECONDITIONER)
     write(path, comm, attributes, out.pieces, out.totals)
+
+
+def _append_levels(out, matrix, prefix=""):
+    """`<prefix>nodes/…` and `<prefix>far/…`: the bases and couplings of all levels."""
+    comm, host = matrix.comm, matrix.backend.to_host
+    out.whole(f"{prefix}nodes/rank", np.concatenate([np.zeros(1, np.int64), *(level.ranks for level in matrix.levels[1:])]))
+    for name, dtype in (("nodes/order", np.int64), ("nodes/interpolation", matrix.dtype), ("far/values", matrix.dtype)):
+        out.totals[prefix + name] = 0, np.dtype(dtype)
+    for level in matrix.levels[1:]:
+        first, last = level.at(comm)
+        out.append(f"{prefix}nodes/order", level.columns, first, last, level.order)
+        out.append(f"{prefix}nodes/interpolation", level.ranks * (level.columns - level.ranks), first, last, host(level.T.data))
+        counts = level.ranks[level.far.pairs[:, 0]] * level.ranks[level.far.pairs[:, 1]]
+        out.append(f"{prefix}far/values", counts, level.far.first, level.far.last, host(level.far.blocks.data))
+    numbered = [np.column_stack([np.full(len(level.far.pairs), level.level), level.far.pairs]) for level in matrix.levels[1:]]
+    out.whole(f"{prefix}far/pairs", np.concatenate([np.zeros((0, 3), np.int64), *numbered]).astype(np.int64).ravel())
 
 
 def _attributes(matrix, job, digests):
@@ -113,51 +121,21 @@ def _attributes(matrix, job, digests):
     }
 
 
-def _elimination_sizes(matrix, delayed, number):
-    """(s, r, δ) of all nodes of a level: kept skeleton, redundant rows (children's delayed included), delayed."""
-    children = np.zeros(1 << number, np.int64) if number == matrix.tree.depth else pair_sums(delayed[number + 1])
-    if number == 0:
-        columns = pair_sums(matrix.levels[1].ranks) if matrix.tree.depth else matrix.tree.leaf_sizes
-        ranks = np.zeros(1, np.int64)
-    else:
-        columns, ranks = matrix.levels[number].columns, matrix.levels[number].ranks
-    return ranks, columns + children - ranks, delayed[number]
-
-
-_FACTORS = {"W": lambda s, r, d: r * (r - d), "K": lambda s, r, d: s * (r - d), "V": lambda s, r, d: r * d, "sign": lambda s, r, d: r - d}
-
-
-def _append_factors(out, matrix, factors):
-    """`woodbury/…`: all nodes, root first, in id order."""
-    comm, depth = matrix.comm, matrix.tree.depth
-    delayed = [kept - ranks for kept, ranks in zip(factors.kept, [np.zeros(1, np.int64), *(level.ranks for level in matrix.levels[1:])])]
-    out.whole("woodbury/delayed", np.concatenate(delayed))
-    for number in range(depth + 1):
-        owned = node_starts(number, depth, comm.size)
-        first, last = owned[comm.rank], owned[comm.rank + 1]
-        arrays = factors.eliminations[number].arrays()
-        sizes = _elimination_sizes(matrix, delayed, number)
-        for name, count in _FACTORS.items():
-            out.append(f"woodbury/{name}", count(*sizes), first, last, arrays[name], np.float64)
-        for name, dtype in (("log_abs", np.float64), ("negative", np.int64)):
-            out.append(f"woodbury/{name}", np.ones(1 << number, np.int64), first, last, arrays[name], dtype)
-
-
 def load(path, comm, backend="auto", verify=True):
     """The matrix in a factor file, on any number of ranks; `.report`, `.provenance`, `.job_text`, `.job_directory`, `.network`
 
-    (a dict of arrays with activation and loss where the job fitted the network, else None); stored Woodbury factors are
+    (a dict of arrays with activation and loss where the job fitted the network, else None); stored factors are
     installed. Collective. Raises InputError for anything but a complete, intact factor file of a known version.
     """
     kernels = backends.get(backend)
     with FactorFile(path, comm, verify=verify) as file:
         with together(comm):
             matrix = _read(file, comm, kernels)
-            if "woodbury_damping" in file.attributes:
-                factors = _read_factors(file, matrix)
-        if "woodbury_damping" in file.attributes:
-            damping = float(file.attributes["woodbury_damping"])
-            matrix.install(Woodbury(matrix, damping, *factors))
+            found = [(each, factors_arguments(file, each, prefix)) for each, prefix in ((matrix, ""), (matrix.preconditioner, PRECONDITIONER))]
+        for each, arguments in found:
+            if arguments is not None:
+                form, *rest = arguments
+                each.install(form(each, *rest))
     return matrix
 
 
@@ -169,15 +147,33 @@ def _read(file, comm, backend):
     tree = Tree(depth, file.read_all("tree/permutation"), file.read_all("tree/leaf_starts"))
     near = PairBlocks(comm, file.read_all("near/pairs").reshape(-1, 2), node_starts(depth, depth, comm.size), tree.leaf_sizes)
     near.set(backend.asarray(_read_near(file, near, tree.leaf_sizes), dtype))
-    all_ranks, far = file.read_all("nodes/rank"), far_pairs(near.pairs, depth)
-    if not np.array_equal(file.read_all("far/pairs").reshape(-1, 3)[:, 1:], np.concatenate([*far])):
+    levels = _read_levels(file, backend, tree, near, dtype)
+    matrix = HierarchicalMatrix(comm, backend, int(given["n_params"]), tree, near, levels, json.loads(given["report"]))
+    matrix.provenance, matrix.job_text, matrix.job_directory = json.loads(given["provenance"]), given["job"], given["job_directory"]
+    if f"{PRECONDITIONER}nodes/rank" in file.names:
+        diagonal = diagonal_blocks(backend, near, tree)
+        levels = _read_levels(file, backend, tree, diagonal, dtype, PRECONDITIONER)
+        report = matrix.report.get("preconditioner", {})
+        matrix.preconditioner = HierarchicalMatrix(comm, backend, matrix.n_params, tree, diagonal, levels, report)
+    if "network" in given:
+        matrix.network = json.loads(given["network"])
+        shapes = matrix.network.pop("shapes")
+        matrix.network["arrays"] = {name: file.read_all(f"network/{name}").reshape(shape) for name, shape in shapes.items()}
+    return matrix
+
+
+def _read_levels(file, backend, tree, near, dtype, prefix=""):
+    """The bases and couplings that `_append_levels` wrote: list over 0 … depth, entry 0 None."""
+    comm, depth = file.comm, tree.depth
+    all_ranks, far = file.read_all(f"{prefix}nodes/rank"), far_pairs(near.pairs, depth)
+    if not np.array_equal(file.read_all(f"{prefix}far/pairs").reshape(-1, 3)[:, 1:], np.concatenate([*far])):
         raise InputError(f"{file.path} has far pairs that do not follow from its near pairs, which this version does not read")
     levels, at = [None] * (depth + 1), dict.fromkeys(("nodes/order", "nodes/interpolation", "far/values"), 0)
 
     def part(name, counts, first, last):
         starts = at[name] + starts_of(counts)
         at[name] = int(starts[-1])
-        return file.read(name, int(starts[first]), int(starts[last]))
+        return file.read(prefix + name, int(starts[first]), int(starts[last]))
 
     for number in range(1, depth + 1):
         ranks = all_ranks[(1 << number) - 1 : (2 << number) - 1]
@@ -191,13 +187,7 @@ def _read(file, comm, backend):
         level.arrange(comm, backend)
         level.far = pairs = PairBlocks(comm, far[number], level.owned, ranks)
         pairs.set(backend.asarray(part("far/values", ranks[far[number][:, 0]] * ranks[far[number][:, 1]], pairs.first, pairs.last), dtype))
-    matrix = HierarchicalMatrix(comm, backend, int(given["n_params"]), tree, near, levels, json.loads(given["report"]))
-    matrix.provenance, matrix.job_text, matrix.job_directory = json.loads(given["provenance"]), given["job"], given["job_directory"]
-    if "network" in given:
-        matrix.network = json.loads(given["network"])
-        shapes = matrix.network.pop("shapes")
-        matrix.network["arrays"] = {name: file.read_all(f"network/{name}").reshape(shape) for name, shape in shapes.items()}
-    return matrix
+    return levels
 
 
 def _read_near(file, near, sizes):
@@ -215,29 +205,3 @@ def _read_near(file, near, sizes):
         else:
             blocks[i][...] = values.reshape(near.rows[i], near.cols[i])
     return blocks.data
-
-
-def _read_factors(file, matrix):
-    """(eliminations, kept) by level."""
-    comm, depth, all_delayed = matrix.comm, matrix.tree.depth, file.read_all("woodbury/delayed")
-    delayed = [all_delayed[(1 << number) - 1 : (2 << number) - 1] for number in range(depth + 1)]
-    at, eliminations, kept = dict.fromkeys([*_FACTORS, "log_abs", "negative"], 0), [], []
-    for number in range(depth + 1):
-        owned = node_starts(number, depth, comm.size)
-        own = slice(owned[comm.rank], owned[comm.rank + 1])
-        s, r, d = sizes = _elimination_sizes(matrix, delayed, number)
-        arrays = {"skeleton_sizes": s[own], "redundant_sizes": r[own], "delayed": d[own]}
-        counts = {name: count(*sizes) for name, count in _FACTORS.items()} | dict.fromkeys(("log_abs", "negative"), np.ones_like(s))
-        for name, count in counts.items():
-            starts = at[name] + starts_of(count)
-            at[name] = int(starts[-1])
-            arrays[name] = file.read(f"woodbury/{name}", int(starts[own.start]), int(starts[own.stop]))
-        if number:
-            children = np.zeros((own.stop - own.start, 2), np.int64) if number == depth else delayed[number + 1].reshape(-1, 2)[own]
-            arrays["order"], T = extended_order(matrix, matrix.levels[number], children)
-            arrays["T"] = matrix.backend.to_host(T.data)
-        else:
-            arrays["order"], arrays["T"] = ranges(np.zeros_like(r[own]), r[own]), np.zeros(0)
-        eliminations.append(Elimination.from_arrays(matrix.backend, arrays))
-        kept.append(s + d)
-    return eliminations, kept

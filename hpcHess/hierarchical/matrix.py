@@ -6,7 +6,8 @@ import numpy as np
 
 from hpcHess.hierarchical.damping import doubts
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
-from hpcHess.hierarchical.woodbury import Woodbury
+from hpcHess.hierarchical.iterative import solve_rows
+from hpcHess.hierarchical.solvers import direct_solver
 from hpcHess.parallel.agree import tell
 from hpcHess.parallel.exchange import RowPermutation, gather_rows
 from hpcHess.parallel.ownership import row_starts, whole_rows
@@ -16,7 +17,8 @@ from hpcHess.runtime.errors import InputError
 class HierarchicalMatrix:
     """Symmetric H̃ [N, N] = near blocks + Σ over far pairs U_α B_αβ U_βᵀ, U nested (an H² matrix; HSS when near = self).
 
-    Built by `hpcHess.compress` or `hpcHess.load`. All methods are collective. `report` holds what was asked and reached.
+    Built by `hpcHess.compress` or `hpcHess.load`. All methods are collective. `report` holds what was asked and reached,
+    `preconditioner` a coarser HSS matrix for solves where this one has no direct factors (FMM), else None.
     """
 
     def __init__(self, comm, backend, n_params, tree, near, levels, report=None):
@@ -26,7 +28,7 @@ class HierarchicalMatrix:
         self.parameter_starts = row_starts(n_params, comm.size)
         self.permutation = RowPermutation(comm, tree.permutation, self.parameter_starts, self.leaf_rows)
         self._factors, self._told = {}, None
-        self.operator = self.network = None
+        self.operator = self.network = self.preconditioner = None
         self.provenance, self.job_text, self.job_directory = {}, "", ""
 
     def __repr__(self):
@@ -77,31 +79,44 @@ class HierarchicalMatrix:
         result = gather_rows(self.comm, apply(V.reshape(self.n_params, -1)[lo:hi]), self.parameter_starts)
         return result.reshape(V.shape)
 
-    def factorize(self, damping):
-        """Woodbury factors of H̃ + λI, made at the first call for each λ; the last one is kept. `hierarchical.woodbury.Woodbury`.
+    @property
+    def solver(self):
+        """Form of the direct factors where none is named: what the compression was asked for, else elimination."""
+        return self.report.get("solver", "elimination")
 
-        HpcHessWarning (on rank 0, once for each λ) where λ is below the compression error or H̃ + λI is not definite.
+    def factorize(self, damping, solver=None):
+        """Direct factors of H̃ + λI (`hierarchical.factors.Factors`), made at the first call for each λ and solver; the last ones are kept.
+
+        solver: elimination, ulv, woodbury, or None for `self.solver`. InputError for an FMM matrix: it has none.
+        HpcHessWarning (on rank 0, once) where λ is below the compression error, H̃ + λI is not definite, or digits were lost.
         """
         if not isinstance(damping, Real):
             raise InputError(f"the damping must be a number, not {damping!r}; for 0.01·λ_max: 0.01 * H.report['lambda_max']")
-        if damping not in self._factors:
-            self._factors, self._told = {damping: Woodbury.factorize(self, damping)}, None
-        if self._told != damping:
-            self._told = damping
-            tell(self.comm, doubts(self._factors[damping]))
-        return self._factors[damping]
+        key = damping, direct_solver(solver or self.solver).solver
+        if key not in self._factors:
+            self._factors, self._told = {key: direct_solver(key[1]).factorize(self, damping)}, None
+        if self._told != key:
+            self._told = key
+            tell(self.comm, doubts(self._factors[key]))
+        return self._factors[key]
 
-    def solve(self, B, damping):
-        """(H̃ + λI)⁻¹B in float64 for B [N] or [N, k], whole on every rank."""
-        return self._whole(self.factorize(damping).solve_rows, B)
+    def solve(self, B, damping, solver=None, rtol=1e-10):
+        """(H̃ + λI)⁻¹B in float64 for B [N] or [N, k], whole on every rank.
 
-    def logdet(self, damping):
-        """(sign, log|det(H̃ + λI)|) with λ's share of the dead parameters."""
-        return self.factorize(damping).slogdet()
+        HSS: by direct factors (`factorize`). FMM: by PETSc's CG or MINRES, preconditioned by the factors of `preconditioner`, to
+        a residual of rtol·‖b‖ for every column (`hierarchical.iterative`).
+        """
+        if self.format == "hss":
+            return self._whole(self.factorize(damping, solver).solve_rows, B)
+        return self._whole(lambda rows: solve_rows(self, rows, damping, solver, rtol=rtol), B)
 
-    def inertia(self, damping):
-        """(positive, negative) eigenvalues of H̃ + λI."""
-        return self.factorize(damping).inertia()
+    def logdet(self, damping, solver=None):
+        """(sign, log|det(H̃ + λI)|) with λ's share of the dead parameters. HSS only."""
+        return self.factorize(damping, solver).slogdet()
+
+    def inertia(self, damping, solver=None):
+        """(positive, negative) eigenvalues of H̃ + λI. HSS only."""
+        return self.factorize(damping, solver).inertia()
 
     def aslinearoperator(self):
         """H̃ as a `scipy.sparse.linalg.LinearOperator` (whole vectors on every rank)."""
@@ -111,8 +126,8 @@ class HierarchicalMatrix:
         return LinearOperator(self.shape, dtype=self.dtype, **products)
 
     def install(self, factors):
-        """Keep `Woodbury` factors made before, for solves with their damping."""
-        self._factors, self._told = {factors.damping: factors}, None
+        """Keep `Factors` made before, for solves with their damping and solver."""
+        self._factors, self._told = {(factors.damping, factors.solver): factors}, None
 
     def save(self, path, **details):
         """Write the factor file (docs/FORMAT.md); details as of `hierarchical.file.save`."""

@@ -17,6 +17,12 @@ struct Step {  // one block: pointers into the flat buffers
   double *W, *K, *schur;
 };
 
+// A [s, r], leading dimension lda, −= M [s, r]
+void subtract(double* A, int lda, const double* M, int s, int r) {
+  for (int i = 0; i < s; ++i)
+    for (int j = 0; j < r; ++j) A[std::size_t(i) * lda + j] -= M[std::size_t(i) * r + j];
+}
+
 // fills W, K, schur; returns log|X_RR|, or NaN where X_RR is not positive definite or D̂ would outgrow max|A| by `growth`
 double eliminate_block(const Step& b, std::vector<double>& D, const std::vector<double>& T, double growth) {
   const int s = b.s, r = b.r, c = s + r;
@@ -24,11 +30,12 @@ double eliminate_block(const Step& b, std::vector<double>& D, const std::vector<
   double* X = D.data() + std::size_t(s) * c + s;
   double size = 0, log_abs = 0;
   for (const double d : D) size = std::max(size, std::abs(d));
-  if (s && r) {
-    // Z = D_JR − ½ D_JJ T;  X_RR = D_RR − TᵀZ − ZᵀT;  X_JR = Z − ½ D_JJ T
-    lapack::gemm('N', 'N', r, s, s, -0.5, T.data(), r, D.data(), c, 1.0, D_JR, c);
+  if (std::any_of(T.begin(), T.end(), [](double t) { return t != 0; })) {
+    // M = ½ D_JJ T (in K);  Z = D_JR − M;  X_RR = D_RR − TᵀZ − ZᵀT;  X_JR = Z − M
+    lapack::gemm('N', 'N', r, s, s, 0.5, T.data(), r, D.data(), c, 0.0, b.K, r);
+    subtract(D_JR, c, b.K, s, r);
     lapack::syr2k(r, s, -1.0, T.data(), r, D_JR, c, X, c);
-    lapack::gemm('N', 'N', r, s, s, -0.5, T.data(), r, D.data(), c, 1.0, D_JR, c);
+    subtract(D_JR, c, b.K, s, r);
   }
   if (r && !lapack::potrf(r, X, c)) return std::nan("");
   for (int i = 0; i < r; ++i) log_abs += 2 * std::log(X[std::size_t(i) * c + i]);

@@ -39,7 +39,7 @@ def test_factors_are_stored(comm, shared_tmp, indefinite, damping):
     B = np.random.default_rng(0).standard_normal((N, 3))
     for each in (comm, MPI.COMM_SELF):
         G = load(path, each)
-        assert list(G._factors) == [damping]
+        assert list(G._factors) == [(damping, "elimination")]
         X = G.solve(B, damping=damping)
         assert np.linalg.norm(X - H.solve(B, damping=damping)) <= 1e-9 * np.linalg.norm(X)
         assert G.logdet(damping=damping) == pytest.approx(H.logdet(damping=damping))

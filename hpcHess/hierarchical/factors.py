@@ -1,0 +1,257 @@
+"""Direct factors of H̃ + λI for an HSS matrix (near blocks on the diagonal only): the sweep over the levels that all solvers share.
+
+With A = D + U B Uᵀ level by level, every node eliminates what couples to nothing outside and hands D̂ = (UᵀD⁻¹U)⁻¹ (in some basis) to its
+parent, whose block is [[D̂_l, B], [Bᵀ, D̂_r]]; the root is solved densely: the Woodbury identity A⁻¹ = G + E (D̂ + B)⁻¹ Eᵀ, telescoping
+(Martinsson & Rokhlin, JCP 2005). O(N s²) to factor, O(N s) to solve; log|A| and inertia are sums over the eliminated parts.
+`elimination`, `ulv` and `woodbury` differ in what a node does.
+"""
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcHess.backend.blocks import Blocks
+from hpcHess.hierarchical.evaluate import multiply_tree_rows
+from hpcHess.parallel.agree import agree
+from hpcHess.parallel.exchange import ranges
+from hpcHess.parallel.random import gaussian_rows
+from hpcHess.runtime.errors import InputError
+from hpcHess.skeleton.levels import new_level, to_children, to_parents
+
+SOLVE_COLUMNS = 256  # right-hand sides in one sweep
+PROBES, ROUNDS = 2, 2  # of the backward error
+
+
+class Factors:
+    """Factors of H̃ + λI, float64. `eliminations`: a level's steps (`backend`), by level 0 (root) … depth; `kept` int64 [2^level] by level,
+    replicated.
+
+    log_abs, negative, zero   log|det(H̃ + λI)|, its numbers of negative and of zero eigenvalues
+    backward_error            ‖b − (H̃ + λI)x‖ / ‖b‖, the largest found for random b and for what was left of them. With S the
+                              inverse applied, this estimates ‖I − (H̃ + λI)S‖₂ from below; where that is < 1 the inertia is S's
+    All methods are collective.
+    """
+
+    solver = None  # name of the form, in subclasses
+    signed = True  # whether the steps keep X_RR⁻¹ = WσWᵀ apart, so that |X_RR|⁻¹ = WWᵀ can be applied
+
+    def __init__(self, matrix, damping, eliminations, kept, backward_error=None):
+        self.matrix, self.damping, self.eliminations, self.kept = matrix, damping, eliminations, kept
+        self.comm, self.backend = matrix.comm, matrix.backend
+        comm, depth = self.comm, matrix.tree.depth
+        self._root = new_level(comm, 0, depth, None)
+        dead = matrix.n_params - matrix.n_alive
+        log_abs = comm.allreduce(sum(float(e.log_abs.sum()) for e in eliminations))
+        negative = comm.allreduce(sum(int(e.negative.sum()) for e in eliminations))
+        self.log_abs = log_abs + (dead * np.log(damping) if dead and damping > 0 else (-np.inf if dead else 0.0))
+        self.negative = negative
+        self.zero = dead if damping == 0 else 0
+        self.backward_error = self._measured() if backward_error is None else backward_error
+
+    @classmethod
+    def factorize(cls, matrix, damping):
+        """Factor H̃ + λI. Raises InputError for a damping that is negative or not finite, a matrix that is singular, or not HSS."""
+        if not np.isfinite(damping) or damping < 0:
+            raise InputError(f"the damping must be a number ≥ 0, not {damping}")
+        if matrix.format != "hss":
+            raise InputError("an FMM matrix has no direct factors, log-determinant or inertia: compress with format = \"hss\" for them")
+        comm, backend, depth = matrix.comm, matrix.backend, matrix.tree.depth
+        A, state = damped_leaves(matrix, damping), None
+        eliminations, kept = [None] * (depth + 1), [None] * (depth + 1)
+        delayed = np.zeros((len(A), 2), np.int64)  # of the own nodes' two children
+        for number in range(depth, 0, -1):
+            level = matrix.levels[number]
+            found = error = None
+            try:
+                found = cls._step(backend, A, *extended_order(matrix, level, delayed), state, delay=True)
+            except np.linalg.LinAlgError:
+                error = cls._singular(damping)
+            agree(comm, error)
+            eliminations[number], kept[number] = found, np.concatenate(comm.allgather(found.kept))
+            above = matrix.levels[number - 1] or new_level(comm, 0, depth, None)
+            A, delayed, state = cls._parents(backend, comm, level, above, found, kept[number])
+            found.schur = None
+        eliminations[0], kept[0] = cls._solved_root(matrix, damping, A), np.zeros(1, np.int64)
+        _check_regular(matrix, damping, eliminations, cls._singular)
+        return cls(matrix, damping, eliminations, kept)
+
+    @staticmethod
+    def _step(backend, A, order, T, state, delay):
+        """The steps of a level's own blocks A; `state`: what `_parents` of the level below handed up. Not collective."""
+        raise NotImplementedError
+
+    @classmethod
+    def _solved_root(cls, matrix, damping, A):
+        backend, error, found = matrix.backend, None, None
+        order = np.concatenate([np.arange(c) for c in A.rows] or [np.zeros(0, np.int64)])
+        none = Blocks.shaped(backend.xp.zeros(0), np.zeros_like(A.rows), A.rows)
+        try:
+            found = cls._step(backend, A, order, none, None, delay=False)
+        except np.linalg.LinAlgError:
+            error = cls._singular(damping)
+        agree(matrix.comm, error)
+        return found
+
+    @classmethod
+    def _parents(cls, backend, comm, level, above, found, kept):
+        """The parents' blocks on their owners, their children's delayed rows [n, 2], and what `_step` of the parents needs besides."""
+        return *parent_blocks(backend, comm, level, above, found.schur, kept, level.far.blocks), None
+
+    @staticmethod
+    def _singular(damping):
+        return InputError(f"H̃ + λI is singular to working precision at damping {damping:g}: use a larger damping")
+
+    def solve_rows(self, B, absolute=False):
+        """(H̃ + λI)⁻¹B in parameter rows, float64 [n_local, k]. Raises InputError at λ = 0 where a dead parameter's b is not 0.
+
+        absolute: with the signs of the eliminated parts dropped, (L|D|Lᵀ)⁻¹B, positive definite (`preconditioner`).
+        """
+        matrix = self.matrix
+        X = np.empty(B.shape, np.float64)
+        for a in range(0, B.shape[1], SOLVE_COLUMNS):
+            part = np.ascontiguousarray(B[:, a : a + SOLVE_COLUMNS], np.float64)
+            tree = self.backend.asarray(matrix.permutation.to_tree(part))
+            solved = matrix.permutation.to_parameters(self.backend.to_host(self._solve_tree_rows(tree, absolute)))
+            X[:, a : a + SOLVE_COLUMNS] = solved
+        if matrix.n_alive < matrix.n_params:
+            self._solve_dead(B, X)
+        return X
+
+    def _solve_dead(self, B, X):
+        """Dead parameters contribute λ alone: x = b / λ."""
+        lo, hi = self.matrix.tree_rows(self.matrix.parameter_starts)
+        dead = np.setdiff1d(np.arange(lo, hi), self.matrix.tree.permutation) - lo
+        if self.damping > 0:
+            X[dead] = B[dead] / self.damping
+        elif self.comm.allreduce(int(np.any(B[dead]))):
+            raise InputError("H̃ is singular: dead parameters have zero rows, where the right-hand side is not zero; use a damping > 0")
+
+    def _solve_tree_rows(self, rows, absolute=False):
+        matrix, comm, backend = self.matrix, self.comm, self.backend
+        states = [None] * len(self.eliminations)
+        for number in range(len(self.eliminations) - 1, -1, -1):
+            rows, states[number] = self.eliminations[number].forward(rows)
+            if absolute:  # σWᵀb → Wᵀb: |X_RR| between the two triangular sweeps
+                states[number] = self.eliminations[number].sign[:, None] * states[number]
+            if number:
+                rows = to_parents(comm, backend, rows, matrix.levels[number], self._above(number), self.kept[number])
+        for number in range(len(self.eliminations)):
+            if number:
+                rows = to_children(comm, backend, rows, self._above(number), matrix.levels[number], self.kept[number])
+            rows = self.eliminations[number].backward(rows, states[number])
+        return rows
+
+    def _above(self, number):
+        return self.matrix.levels[number - 1] or self._root
+
+    @np.errstate(all="ignore")
+    def _measured(self):
+        """The backward error of `PROBES` random right-hand sides, and of their normalized remainders: inf where it is not a number."""
+        matrix, backend, worst = self.matrix, self.backend, 0.0
+        lo, hi = matrix.leaf_rows[self.comm.rank : self.comm.rank + 2]
+        whole = gaussian_rows(0, "backward error", 0, matrix.n_params, range(PROBES), np.float64)
+        B = np.ascontiguousarray(whole[matrix.tree.permutation[lo:hi]])
+        for _ in range(ROUNDS):
+            b = backend.asarray(B)
+            x = self._solve_tree_rows(b)
+            remainder = backend.to_host(b - multiply_tree_rows(matrix, x) - self.damping * x)
+            squares = self.comm.allreduce(np.stack([np.square(each).sum(axis=0) for each in (remainder, B)]))
+            ratio = np.sqrt(squares[0] / np.where(squares[1] > 0, squares[1], 1))
+            if not np.isfinite(ratio).all():
+                return np.inf
+            worst = max(worst, float(ratio.max()))
+            B = remainder / np.where(squares[0] > 0, np.sqrt(squares[0]), 1)
+        return worst
+
+    def slogdet(self):
+        """(sign, log|det(H̃ + λI)|)."""
+        return (0.0 if self.zero else (-1.0) ** self.negative), self.log_abs
+
+    def inertia(self):
+        """(positive, negative) eigenvalues of H̃ + λI."""
+        return self.matrix.n_params - self.zero - self.negative, self.negative
+
+    @property
+    def definite(self):
+        """Whether `solve_rows` is positive definite."""
+        return self.negative == 0 and self.zero == 0
+
+    def preconditioner(self):
+        """A positive definite one for H̃ + λI and what is near it: these factors, or, where they are indefinite, (L|D|Lᵀ)⁻¹ (Gill,
+        Murray, Ponceleón & Saunders, SIMAX 1992), for MINRES. Factors that keep no signs stay as they are (`definite` tells).
+        """
+        return self if self.definite or not self.signed else Absolute(self)
+
+
+class Absolute:
+    """(L|D|Lᵀ)⁻¹ of indefinite factors L D Lᵀ: a positive definite preconditioner, `solve_rows` as of `Factors`."""
+
+    definite = True
+
+    def __init__(self, factors):
+        self.comm, self._factors = factors.comm, factors
+
+    def solve_rows(self, B):
+        """(L|D|Lᵀ)⁻¹B in parameter rows, float64 [n_local, k]. Collective."""
+        return self._factors.solve_rows(B, absolute=True)
+
+
+def _check_regular(matrix, damping, eliminations, singular):
+    """InputError where the smallest pivot of all nodes cannot be told from rounding: |λ| ≤ c ε max|H̃ + λI|, c the largest block."""
+    xp, comm = matrix.backend.xp, matrix.comm
+    parts = [matrix.near.blocks.data, *(level.far.blocks.data for level in matrix.levels[1:])]
+    size = comm.allreduce(max(float(xp.max(xp.abs(part))) if part.size else 0.0 for part in parts), MPI.MAX) + damping
+    order = comm.allreduce(max(int(each.order_of_pivots()) for each in eliminations), MPI.MAX)
+    smallest = comm.allreduce(min(each.smallest() for each in eliminations), MPI.MIN)
+    if not smallest > order * np.finfo(np.float64).eps * size:
+        raise singular(damping)
+
+
+def damped_leaves(matrix, damping):
+    """D_α + λI of the own leaves in float64."""
+    near, backend = matrix.near, matrix.backend
+    data = backend.xp.array(near.blocks.data, dtype=np.float64)
+    within = ranges(np.zeros_like(near.rows), near.rows)
+    diagonal = np.repeat(near.blocks.offsets[:-1], near.rows) + within * np.repeat(near.rows + 1, near.rows)
+    data[backend.asarray(diagonal)] += damping
+    return Blocks.shaped(data, near.rows, near.rows)
+
+
+def extended_order(matrix, level, delayed):
+    """Order and T of the own nodes with their children's delayed rows [n, 2] among the redundant ones, those columns of T zero.
+
+    A node's columns are [J_l, δ_l, J_r, δ_r]; without delayed rows these are the level's own arrays.
+    """
+    if not delayed.any():
+        return level.order, level.T
+    comm, backend = matrix.comm, matrix.backend
+    columns, ranks = level.own(comm, level.columns), level.own(comm, level.ranks)
+    left = matrix.levels[level.level + 1].ranks.reshape(-1, 2)[slice(*level.at(comm)), 0]
+    T = Blocks.shaped(backend.xp.zeros, ranks, columns - ranks + delayed.sum(axis=1))
+    none = np.zeros(len(columns), np.int64)
+    backend.place(T, level.T, np.arange(len(columns)), none, none)
+    orders = [np.zeros(0, np.int64)]
+    for i, start in enumerate(level.column_starts[:-1]):
+        order = level.order[start : start + columns[i]]
+        shifted = order + np.where(order >= left[i], delayed[i, 0], 0)
+        orders += [shifted, np.setdiff1d(np.arange(columns[i] + delayed[i].sum()), shifted)]
+    return np.concatenate(orders), T
+
+
+def blocks_to_parents(backend, comm, level, above, blocks, sizes):
+    """Square blocks of the own nodes, of `sizes` [2^level], moved to the parents' owners: `Blocks` of two a parent."""
+    lo, hi = above.owned[comm.rank : comm.rank + 2]
+    own = sizes.reshape(-1, 2)[lo:hi].ravel()
+    return Blocks.shaped(to_parents(comm, backend, blocks.data[:, None], level, above, sizes**2)[:, 0], own, own)
+
+
+def parent_blocks(backend, comm, level, above, schur, kept, coupling):
+    """The parents' blocks [[D̂_l, B], [Bᵀ, D̂_r]] on their owners, `coupling` the B of the own parents; their children's delayed rows [n, 2]."""
+    lo, hi = above.owned[comm.rank : comm.rank + 2]
+    sizes, ranks = kept.reshape(-1, 2)[lo:hi], level.ranks.reshape(-1, 2)[lo:hi]
+    A = Blocks.shaped(backend.xp.zeros, sizes.sum(axis=1), sizes.sum(axis=1))
+    parents, none = np.arange(hi - lo), np.zeros(hi - lo, np.int64)
+    corner = np.stack([none, sizes[:, 0]], axis=1).ravel()
+    backend.place(A, blocks_to_parents(backend, comm, level, above, schur, kept), np.repeat(parents, 2), corner, corner)
+    backend.place(A, coupling, parents, none, sizes[:, 0])
+    backend.place(A, coupling, parents, sizes[:, 0], none, transpose=True)
+    return A, sizes - ranks
