@@ -11,15 +11,15 @@ import numpy as np
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import InputError
 from hpcHess.tree.distance import metric_of
-from hpcHess.tree.split import split_points, to_owners
+from hpcHess.tree.split import keys_of, ordered, split_points, to_owners
 from hpcHess.tree.tree import depth_for
 
 EMBEDDING_COLUMNS = 64
 SETTLED = 0.02
 MAX_TREES = 32
-_LEAF = 4  # times κ: most points of a leaf of a projection tree
-_SMALL = 128  # but no fewer
-_CHUNK = 1 << 23  # distances computed at once
+_LEAF = 16  # times κ: most points of a leaf of a projection tree
+_CHUNK = 1 << 22  # distances computed at once
+_SLAB = 8  # candidates of a point that are merged at once
 
 
 @dataclass
@@ -42,30 +42,32 @@ def nearest_neighbours(operator, n_neighbours, distance="angle", seed=0):
     if not (hasattr(operator, "partial_probe") or hasattr(operator, "diagonal") and hasattr(operator, "entries_batch")):
         raise InputError("this operator has neither an embedding nor a diagonal and entries, which neighbours need: use format = 'hss'")
     comm, n = operator.comm, len(operator.alive)
-    n_neighbours, starts = min(n_neighbours, max(0, n - 1)), row_starts(n, comm.size)
-    depth = depth_for(n, max(_SMALL, _LEAF * n_neighbours))
+    count, starts = min(n_neighbours, max(0, n - 1)), row_starts(n, comm.size)
+    depth = depth_for(n, _LEAF * n_neighbours)
     first, last = starts[comm.rank], starts[comm.rank + 1]
-    lists, distances = np.full((last - first, n_neighbours), -1, np.int64), np.full((last - first, n_neighbours), np.inf, np.float32)
-    metric, trees, changed = metric_of(operator, distance, EMBEDDING_COLUMNS, seed), 0, 1.0
     index = np.arange(first, last, dtype=np.int64)
-    while n_neighbours and trees < (MAX_TREES if depth else 1) and changed >= SETTLED:
+    lists = np.broadcast_to(ordered(np.float32(np.inf), np.uint64(0xFFFFFFFF)), (len(index), count)).copy()
+    metric, trees, changed = metric_of(operator, distance, EMBEDDING_COLUMNS, seed), 0, 1.0
+    while count and trees < (MAX_TREES if depth else 1) and changed >= SETTLED:
         found = split_points(metric, index, n, depth, seed + 1_000_003 * (trees + 1), comm, random=True)
-        found = _inside_leaves(metric, *found, n_neighbours)
+        reach = keys_of(np.concatenate(comm.allgather(lists[:, -1])))
+        i, j, d = _closer(metric, *found, reach, count)
         if comm.size > 1:
-            found = to_owners(comm, np.searchsorted(starts, found[0], side="right") - 1, *found)
-        order = np.argsort(found[0])
-        lists, distances, new = _merged(lists, distances, found[1][order], found[2][order])
-        changed, trees = comm.allreduce(new) / (n * n_neighbours), trees + 1
-    return Neighbours(operator.alive[first:last], operator.alive[lists], distances, trees, changed if depth else 0.0)
+            i, j, d = to_owners(comm, np.searchsorted(starts, i, side="right") - 1, i, j, d)
+        new = _merge(lists, i - first, j, d)
+        changed, trees = comm.allreduce(new) / (n * count), trees + 1
+    numbers = (lists & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return Neighbours(operator.alive[first:last], operator.alive[numbers], keys_of(lists), trees, changed if depth else 0.0)
 
 
-def _inside_leaves(metric, points, index, leaf, count):
-    """The `count` nearest in its leaf of every point: (index [m], neighbours [m, count], distances [m, count]), points sorted by leaf.
+def _closer(metric, points, index, leaf, reach, count):
+    """Pairs of points in one leaf that are closer than reach[i], the `count` closest of every i at most: i, j int64, d float32.
 
-    Every leaf has more than `count` points; leaves of one size, of which there are two at most, are searched together.
+    points and index sorted by leaf; every leaf has more than `count` points. Leaves of one size (there are two) are searched together.
     """
-    near, distances = np.empty((len(index), count), np.int64), np.empty((len(index), count), np.float32)
-    at = np.flatnonzero(np.append(True, leaf[1:] != leaf[:-1])) if len(leaf) else np.zeros(0, np.int64)
+    none = np.zeros(0, np.int64)
+    found = [(none, none, np.zeros(0, np.float32))]
+    at = np.flatnonzero(np.diff(leaf, prepend=-1))
     sizes = np.diff(np.append(at, len(leaf)))
     for size in np.unique(sizes):
         starts = at[sizes == size]
@@ -74,19 +76,32 @@ def _inside_leaves(metric, points, index, leaf, count):
             rows = (chunk[:, None] + np.arange(size)).ravel()
             D = metric.within(points[rows], int(size)).astype(np.float32, copy=False)
             D[:, np.arange(size), np.arange(size)] = np.inf
-            taken = np.argpartition(D, count - 1, axis=2)[:, :, :count]
-            distances[rows] = np.take_along_axis(D, taken, axis=2).reshape(-1, count)
-            near[rows] = index[chunk[:, None, None] + taken].reshape(-1, count)
-    return index, near, distances
+            D, numbers = D.reshape(len(rows), size), index[rows]
+            close = D < reach[numbers][:, None]
+            many = np.flatnonzero(np.count_nonzero(close, axis=1) > count)
+            close[many] = False
+            close[many[:, None], np.argpartition(D[many], count - 1, axis=1)[:, :count]] = True
+            i, j = np.nonzero(close)
+            found.append((numbers[i], numbers[i // size * size + j], D[i, j]))
+    return tuple(np.concatenate(part) for part in zip(*found))
 
 
-def _merged(lists, distances, more, more_distances):
-    """(lists, distances, number of new entries): the nearest of two lists a point, by (distance, index), without repetition."""
-    count = lists.shape[1]
-    ids, d = np.concatenate([lists, more], axis=1), np.concatenate([distances, more_distances], axis=1)
-    order = np.argsort(ids, axis=1, kind="stable")  # of a repeated one the older comes first
-    ids, d = np.take_along_axis(ids, order, axis=1), np.take_along_axis(d, order, axis=1)
-    d[:, 1:][ids[:, 1:] == ids[:, :-1]] = np.inf
-    nearest = np.argsort(d, axis=1, kind="stable")[:, :count]
-    new = int(np.count_nonzero(np.take_along_axis(order, nearest, axis=1) >= count))
-    return np.take_along_axis(ids, nearest, axis=1), np.take_along_axis(d, nearest, axis=1), new
+def _merge(lists, rows, ids, d):
+    """Put the pairs (rows[p], ids[p]) at distances d[p] into the lists of `ordered` codes, in place. Number of new entries."""
+    count, new = lists.shape[1], 0
+    unknown = ~np.any(lists.astype(np.uint32)[rows] == ids.astype(np.uint32)[:, None], axis=1)
+    rows, codes = rows[unknown], ordered(d[unknown], ids[unknown])
+    order = np.argsort(rows, kind="stable")
+    rows, codes = rows[order], codes[order]
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    for low in range(0, int(place.max(initial=-1)) + 1, _SLAB):
+        now = (place >= low) & (place < low + _SLAB)
+        first = np.flatnonzero(place[now] == low)
+        both = np.full((len(first), count + _SLAB), np.iinfo(np.uint64).max)
+        touched = rows[now][first]
+        both[:, :count] = lists[touched]
+        both[np.searchsorted(touched, rows[now]), count + place[now] - low] = codes[now]
+        both.sort(axis=1)
+        new += int(np.count_nonzero(lists[touched] > both[:, count - 1 : count]))
+        lists[touched] = both[:, :count]
+    return new

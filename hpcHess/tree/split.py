@@ -93,14 +93,25 @@ def _farthest(Z, index, node, n_nodes, d, comm):
     return _gathered(Z, index, node, n_nodes, -d, 1, comm)[0]
 
 
+def ordered(key, index):
+    """uint64 codes whose order is that of (key in float32, index), index < 2^32."""
+    bits = np.float32(key + np.float32(0)).view(np.uint32)
+    bits = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return (bits.astype(np.uint64) << np.uint64(32)) | index.astype(np.uint64)
+
+
+def keys_of(codes):
+    """The float32 keys of `ordered` codes."""
+    bits = (codes >> np.uint64(32)).astype(np.uint32)
+    return np.where(bits >> 31, bits & np.uint32((1 << 31) - 1), ~bits).view(np.float32)
+
+
 def _smallest(key, index, node, counts, comm):
     """Mask of the counts[a] points with the smallest (key, index) in every node a, over all ranks.
 
-    Keys become order-preserving 64-bit integers; every node's threshold is found by bisection on counts.
+    Every node's threshold is found by bisection on the counts of `ordered` codes.
     """
-    bits = np.float32(key + 0.0).view(np.uint32)
-    bits = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    code = (bits.astype(np.uint64) << np.uint64(32)) | index.astype(np.uint64)
+    code = ordered(key, index)
     order = np.lexsort((code, node))
     starts = np.searchsorted(node[order], np.arange(len(counts) + 1))
     if comm.size == 1:
