@@ -53,9 +53,9 @@ class ArrayBackend:
             row, col = int(row0[i]), int(col0[i])
             target[int(blocks[i])][row : row + block.shape[0], col : col + block.shape[1]] = block
 
-    def interpolate(self, R, starts, tolerance, max_rank=None):
+    def interpolate(self, R, starts, tolerance, max_rank=None, samples=None):
         """Row interpolative decomposition of every piece R[starts[i] : starts[i + 1]]: see `backend.interpolate`."""
-        return interpolate(self.xp, R, starts, tolerance, max_rank)
+        return interpolate(self.xp, R, starts, tolerance, max_rank, samples)
 
     def eliminate(self, A, order, T, delay=True):
         """Interpolative elimination of every symmetric block of A: see `backend.elimination`."""

@@ -13,7 +13,7 @@ class Interpolation:
 
     `ranks` int64 [b]; `order` int64 [Σ m_i], positions inside each piece, skeleton first in pivot order, then the
     redundant rows in increasing order; `T`: Blocks [r_i × (m_i − r_i)]; `residual` float64 [b], the corrected tail at
-    the rank chosen (inf where r_i = k < m_i: a fit through as many samples as columns says nothing about the error);
+    the rank chosen (inf where r_i ≥ n_i, r_i < m_i: a fit through as many samples as columns says nothing about the error);
     `saturated` bool [b], the tolerance was not met because of k or `max_rank`.
     """
 
@@ -24,28 +24,34 @@ class Interpolation:
     saturated: np.ndarray
 
 
-def corrected_tail(tail, r, m, k):
-    """(tail/√k)·k/(k − r): the expected error of a rank-r fit to k Gaussian samples, outside the sample."""
+def corrected_tail(tail, r, m, k, n):
+    """(tail/√k)·n/(n − r): the expected error of a rank-r fit outside of its n independent samples, ‖·‖_F²/k being their mean square.
+
+    That is generalized cross-validation (Golub, Heath & Wahba 1979) of a fit with r of n degrees of freedom; n = inf: no correction.
+    """
     if r == m:
         return 0.0
-    return tail * k**0.5 / (k - r) if r < k else np.inf
+    if r >= n:
+        return np.inf
+    return tail / k**0.5 / (1 - r / n) if tail else 0.0
 
 
-def interpolate(xp, R, starts, tolerance, max_rank=None):
+def interpolate(xp, R, starts, tolerance, max_rank=None, samples=None):
     """Interpolation of the pieces R[starts[i] : starts[i + 1]] [m_i, k] of the stacked rows R.
 
     Column-pivoted QR of S_i = R_iᵀ (Businger & Golub 1965) to the smallest rank r ≤ min(m_i, k, max_rank) with
-    corrected_tail(‖S − QQᵀS‖_F) ≤ tolerance[i] (array or scalar); T = R₁₁⁻¹ R₁₂. Raises FloatingPointError where
-    R holds NaN or Inf.
+    corrected_tail(‖S − QQᵀS‖_F) ≤ tolerance[i] (array or scalar); T = R₁₁⁻¹ R₁₂. `samples` float64 [b]: the n_i of
+    the correction, default k. Raises FloatingPointError where R holds NaN or Inf.
     """
     starts = np.asarray(starts, np.int64)
     tolerance = np.broadcast_to(np.asarray(tolerance, float), len(starts) - 1)
     k = R.shape[1]
+    samples = np.full(len(tolerance), float(k)) if samples is None else samples
     pieces = []
     for i in range(len(starts) - 1):
         S = R[int(starts[i]) : int(starts[i + 1])].T
         limit = min(S.shape[1], k, k if max_rank is None else max_rank)
-        pieces.append(_interpolate_piece(xp, S, float(tolerance[i]), limit))
+        pieces.append(_interpolate_piece(xp, S, float(tolerance[i]), limit, float(samples[i])))
     ranks = np.array([r for r, *_ in pieces], np.int64)
     sizes = np.diff(starts)
     flat = [T.reshape(-1) for _, _, T, _ in pieces if T.size]
@@ -55,19 +61,19 @@ def interpolate(xp, R, starts, tolerance, max_rank=None):
     return Interpolation(ranks, order, T, residual, residual > tolerance)
 
 
-def _interpolate_piece(xp, S, tolerance, limit):
+def _interpolate_piece(xp, S, tolerance, limit, n):
     """(rank, order, T, corrected tail) of one matrix S [k, m]."""
     k, m = S.shape
     scale = float(xp.max(xp.abs(S))) if k and m else 0.0
     if not np.isfinite(scale):
         raise FloatingPointError("interpolate: the sample holds NaN or Inf")
     if scale == 0:
-        return 0, np.arange(m), xp.zeros((0, m), S.dtype), corrected_tail(0.0, 0, m, k)
+        return 0, np.arange(m), xp.zeros((0, m), S.dtype), corrected_tail(0.0, 0, m, k, n)
     S = S / scale  # squares of small float32 numbers would underflow
     order = np.arange(m)
     for r in range(limit + 1):
         norms = xp.sum(S[r:, r:] ** 2, axis=0, dtype=np.float64)
-        residual = corrected_tail(scale * float(xp.sum(norms)) ** 0.5, r, m, k)
+        residual = corrected_tail(scale * float(xp.sum(norms)) ** 0.5, r, m, k, n)
         if residual <= tolerance or r == limit:
             break
         _reflect(xp, S, order, r, r + int(xp.argmax(norms)))

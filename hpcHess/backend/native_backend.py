@@ -28,12 +28,13 @@ class NativeBackend(ArrayBackend):
         X, Y_at = np.ascontiguousarray(X), _index(y_starts)
         _native.multiply(A.data, *shapes, X, _index(x_starts), Y, Y_at, bool(transpose), float(alpha))
 
-    def interpolate(self, R, starts, tolerance, max_rank=None):
+    def interpolate(self, R, starts, tolerance, max_rank=None, samples=None):
         starts = _index(starts)
         sizes = np.diff(starts)
         tolerance = np.ascontiguousarray(np.broadcast_to(np.asarray(tolerance, float), sizes.shape))
         limit = R.shape[1] if max_rank is None else int(max_rank)
-        ranks, order, T, residual = _native.interpolate(np.ascontiguousarray(R), starts, tolerance, limit)
+        samples = np.ascontiguousarray(np.full(sizes.shape, R.shape[1]) if samples is None else samples, float)
+        ranks, order, T, residual = _native.interpolate(np.ascontiguousarray(R), starts, tolerance, limit, samples)
         if np.isnan(residual).any():
             raise FloatingPointError("interpolate: the sample holds NaN or Inf")
         return Interpolation(ranks, order, Blocks.shaped(T, ranks, sizes - ranks), residual, residual > tolerance)

@@ -16,7 +16,7 @@ from hpcHess.runtime.jobfile import SAMPLINGS, SOLVERS
 from hpcHess.runtime.progress import Silent
 from hpcHess.skeleton.levels import PairBlocks
 from hpcHess.skeleton.skeletonize import Saturation, Skeletonizer, entry_blocks
-from hpcHess.skeleton.sketch import Sketch
+from hpcHess.skeleton.sketch import Sketch, SketchSamples
 from hpcHess.tree.build import build_tree
 from hpcHess.tree.interactions import far_fields, far_pairs, most_near, near_by_votes, near_self
 from hpcHess.tree.neighbours import nearest_neighbours
@@ -84,7 +84,7 @@ def compress(
         "norm_frobenius": search.norm.value,
         "lambda_max": lambda_max,
         "error_spectral": spectral,
-        "sketch_columns": skeletonizer.sketch.n_columns,
+        "sketch_columns": skeletonizer.samples.sketch.n_columns,
         "attempts": search.budget.attempts,
         "format": best.matrix.format,
         "budget": budget,
@@ -114,7 +114,7 @@ def _prepared(operator, tree, near, kernels, dtype, seed, leaf_size, progress):
     sketch, columns = Sketch(operator, tree.permutation, rows, seed), min(tree.n, leaf_size + 16)
     with progress.phase("sketch", columns) as steps:
         sketch.extend(columns, steps.advance)
-    return Skeletonizer(operator, tree, near, far_pairs(near.pairs, tree.depth), sketch, kernels, dtype)
+    return Skeletonizer(operator, tree, near, far_pairs(near.pairs, tree.depth), SketchSamples(sketch), kernels, dtype)
 
 
 class _Search:
@@ -122,7 +122,7 @@ class _Search:
 
     def __init__(self, skeletonizer, rtol, max_rank, n_probes, progress):
         self.skeletonizer, self.rtol, self.max_rank, self.n_probes, self.progress = skeletonizer, rtol, max_rank, n_probes, progress
-        self.norm, sketch = None, skeletonizer.sketch
+        self.norm, sketch = None, skeletonizer.samples.sketch
         self.budget = Budget(rtol, _norm(sketch.operator.comm, sketch.Y, skeletonizer.dtype), far_fields(skeletonizer.far))
         with progress.phase("exact probes"):
             self.probes = sketch.fresh(n_probes, "search")
@@ -132,7 +132,7 @@ class _Search:
         for certificate in range(ATTEMPTS):
             best = self._best()
             with self.progress.phase("verification"):
-                G, HG = self.skeletonizer.sketch.fresh(self.n_probes, f"certificate {certificate}")
+                G, HG = self.skeletonizer.samples.sketch.fresh(self.n_probes, f"certificate {certificate}")
                 error, _ = estimate_error(best.matrix, G, HG, self.norm)
             if error.high <= self.rtol or not best.met or not self.budget.tighten(best.share, error.high):
                 break
@@ -220,7 +220,7 @@ def _warnings(error, rtol, best, max_rank, search):
     found, saturation = [], best.saturation
     single = np.float32 in (best.matrix.dtype, search.skeletonizer.operator.dtype)
     if saturation.nodes:
-        columns = search.skeletonizer.sketch.n_columns
+        columns = search.skeletonizer.samples.sketch.n_columns
         bound = f"max_rank = {max_rank}" if max_rank else f"what the memory allows ({columns} columns of the sketch)"
         found.append(
             f"rank saturation: {saturation.nodes} nodes on levels {sorted(saturation.levels)} reached {bound} before their tolerance "

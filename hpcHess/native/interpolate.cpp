@@ -25,16 +25,17 @@ struct Piece {
   double residual = 0;
 };
 
-// (tail/√k)·k/(k − r)
-double corrected(double tail_squared, int r, int m, int k) {
+// (tail/√k)·n/(n − r); n may be infinite
+double corrected(double tail_squared, int r, int m, int k, double n) {
   if (r == m) return 0;
-  return r < k ? std::sqrt(tail_squared * k) / (k - r) : std::numeric_limits<double>::infinity();
+  if (r >= n) return std::numeric_limits<double>::infinity();
+  return tail_squared == 0 ? 0 : std::sqrt(tail_squared / k) / (1 - r / n);
 }
 
 template <class T>
 class PivotedQR {
  public:
-  PivotedQR(const T* piece, int m, int k) : m_(m), k_(k), A_(piece, piece + std::size_t(m) * k), pivots_(m), vn1_(m), vn2_(m) {
+  PivotedQR(const T* piece, int m, int k, double samples) : m_(m), k_(k), n_(samples), A_(piece, piece + std::size_t(m) * k), pivots_(m), vn1_(m), vn2_(m) {
     std::iota(pivots_.begin(), pivots_.end(), 0);
   }
 
@@ -46,16 +47,16 @@ class PivotedQR {
       return found;
     }
     int r = 0;
-    found.residual = corrected(tail, 0, m_, k_);
+    found.residual = corrected(tail, 0, m_, k_, n_);
     for (int done = 0; found.residual > tolerance && done < limit;) {
       const int first = done;
       done += factor_panel(done, std::min(kPanel, limit - done));
       tail = refresh_norms(done);
       r = done;
-      found.residual = corrected(tail, r, m_, k_);
+      found.residual = corrected(tail, r, m_, k_, n_);
       for (int q = done - 1; q > first; --q) {
         tail += row_square(q);
-        const double residual = corrected(tail, q, m_, k_);
+        const double residual = corrected(tail, q, m_, k_, n_);
         if (residual <= tolerance) {
           r = q;
           found.residual = residual;
@@ -117,6 +118,7 @@ class PivotedQR {
   }
 
   int m_, k_;
+  double n_;
   std::vector<T> A_;
   std::vector<int> pivots_;
   std::vector<T> vn1_, vn2_, tau_, auxv_, F_;
@@ -124,10 +126,12 @@ class PivotedQR {
 
 // (ranks [b], order [Σ m], T data, residual [b]); a residual of NaN marks a piece that holds NaN or Inf
 template <class T>
-nb::tuple interpolate(Array<const T, 2> R, Index starts, Array<const double, 1> tolerance, std::int64_t max_rank) {
+nb::tuple interpolate(Array<const T, 2> R, Index starts, Array<const double, 1> tolerance, std::int64_t max_rank,
+                      Array<const double, 1> samples) {
   const std::int64_t b = std::int64_t(starts.shape(0)) - 1, k = R.shape(1);
   const std::int64_t* s = starts.data();
-  if (b < 0 || std::int64_t(tolerance.shape(0)) != b) throw std::invalid_argument("interpolate: starts and tolerance do not match");
+  if (b < 0 || std::int64_t(tolerance.shape(0)) != b || std::int64_t(samples.shape(0)) != b)
+    throw std::invalid_argument("interpolate: starts, tolerance and samples do not match");
   for (std::int64_t i = 0; i < b; ++i)
     if (s[i] < 0 || s[i + 1] < s[i] || s[i + 1] > std::int64_t(R.shape(0)))
       throw std::invalid_argument("interpolate: piece " + std::to_string(i) + " lies outside R");
@@ -140,7 +144,7 @@ nb::tuple interpolate(Array<const T, 2> R, Index starts, Array<const double, 1> 
     const double work = b ? double(s[b] - s[0]) * double(k) * double(std::min(k, max_rank)) : 0;
     for_each_task(b, work, [&](std::int64_t i) {
       const int m = static_cast<int>(s[i + 1] - s[i]), limit = static_cast<int>(std::min({std::int64_t(m), k, max_rank}));
-      pieces[i] = PivotedQR<T>(R.data() + s[i] * k, m, static_cast<int>(k)).interpolate(tolerance.data()[i], limit);
+      pieces[i] = PivotedQR<T>(R.data() + s[i] * k, m, static_cast<int>(k), samples.data()[i]).interpolate(tolerance.data()[i], limit);
     });
     std::size_t entries = 0;
     for (const auto& piece : pieces) entries += piece.interpolation.size();
@@ -159,7 +163,7 @@ nb::tuple interpolate(Array<const T, 2> R, Index starts, Array<const double, 1> 
 template <class T>
 void define(nb::module_& m) {
   m.def("interpolate", &interpolate<T>, nb::arg("R").noconvert(), nb::arg("starts").noconvert(),
-        nb::arg("tolerance").noconvert(), nb::arg("max_rank"));
+        nb::arg("tolerance").noconvert(), nb::arg("max_rank"), nb::arg("samples").noconvert());
 }
 
 }  // namespace

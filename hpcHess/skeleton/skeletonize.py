@@ -1,7 +1,5 @@
-"""Skeletons from a sketch, bottom-up (DESIGN of the method in docs/MATHEMATICS.md; Martinsson, SIMAX 2011; GOFMM, SC 2017).
-
-Level L: R_α = Y_α − Σ_{β near α} D_αβ Ω_β. After the interpolative decomposition R_α ≈ P_αᵀ R_α[α̃]:
-    Ŷ_α = R_α[α̃],   Ω̃_α = P_α Ω_α,   R_parent = stack of (Ŷ_c − Σ_{β far from c} B_cβ Ω̃_β),   Ω_parent = stack of Ω̃_c.
+"""Skeletons of all nodes, bottom-up, from samples of their far fields: R_α ≈ P_αᵀ R_α[α̃] by interpolative decompositions
+(docs/MATHEMATICS.md; GOFMM, SC 2017). What a sample is, is said by `sketch`, `rows` or `products`.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from hpcHess.backend.blocks import Blocks
 from hpcHess.parallel.exchange import ranges
 from hpcHess.parallel.ownership import starts_of
 from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums, to_parents
+from hpcHess.tree.interactions import far_fields
 
 
 @dataclass
@@ -40,14 +39,24 @@ def entry_blocks(operator, backend, pairs, indices, dtype):
 
 
 class Skeletonizer:
-    """Builds the levels of a nested-basis matrix from a sketch; the sketch grows when a rank comes near its columns.
+    """Builds the levels of a nested-basis matrix bottom-up from samples of the nodes' far fields.
 
-    `near` PairBlocks of leaves with their blocks, `far` list of pair arrays by level, `sketch` with at least a few columns.
+    `near` PairBlocks of leaves with their blocks, `far` list of pair arrays by level. `samples` says what a node's sample is
+    (`sketch.SketchSamples`, `rows.RowSamples`, `products.ProductSamples`):
+
+        start(skeletonizer)      begin a pass at the leaves
+        at(level, index)         (R [Σ c, k], counts): stacked samples of the own nodes, columns scaled such that ‖R_α‖_F²/k estimates the far
+                                 field's ‖·‖_F²; counts float64 [own nodes]: the independent samples in them, inf where R_α is all there is
+        grow(level, wanted)      more samples for the nodes with wanted > 0 (int64 [own nodes]); True when another decomposition is worthwhile
+        bound                    rank that the samples at hand support where no memory is left for more, else None
+        climb(level, above)      go on to the parents of a finished level
+        finish()                 after level 1
+        by_entries               whether couplings are exact entries; else `finish` makes them
     """
 
-    def __init__(self, operator, tree, near, far, sketch, backend, dtype):
+    def __init__(self, operator, tree, near, far, samples, backend, dtype):
         self.operator, self.tree, self.near, self.far = operator, tree, near, far
-        self.sketch, self.backend, self.dtype, self.comm = sketch, backend, dtype, operator.comm
+        self.samples, self.backend, self.dtype, self.comm = samples, backend, dtype, operator.comm
 
     def run(self, tolerance, max_rank=0, advance=lambda level: None):
         """Levels (list over 0 … depth, entry 0 None) and Saturation; `tolerance` [depth + 1]: absolute, of a node on each level.
@@ -56,12 +65,13 @@ class Skeletonizer:
         """
         depth, comm, backend = self.tree.depth, self.comm, self.backend
         self.levels, saturation = [None] * (depth + 1), Saturation()
-        R, omega = self._leaf_remainder(self.sketch.Y, self.sketch.omega)
-        index, columns = self.sketch.rows, self.tree.leaf_sizes
-        has_far = self._nodes_with_far_field()
+        columns, owned = self.tree.leaf_sizes, self.near.owned
+        index = self.tree.permutation[self.tree.leaf_starts[owned[comm.rank]] : self.tree.leaf_starts[owned[comm.rank + 1]]]
+        self.samples.start(self)
+        has_far = far_fields(self.far)
         for number in range(depth, 0, -1):
             level = new_level(comm, number, depth, columns)
-            R, omega, found = self._decompose(level, R, omega, np.where(has_far[number], tolerance[number], np.inf), max_rank)
+            found = self._decompose(level, index, np.where(has_far[number], tolerance[number], np.inf), max_rank)
             level.ranks = np.concatenate(comm.allgather(found.ranks))
             level.order, level.T = found.order, Blocks.shaped(backend.asarray(found.T.data, self.dtype), found.T.rows, found.T.cols)
             level.arrange(comm, backend)
@@ -71,70 +81,33 @@ class Skeletonizer:
             self.levels[number] = level
             if number > 1:
                 above, columns = new_level(comm, number - 1, depth, pair_sums(level.ranks)), pair_sums(level.ranks)
-                R, omega = self._climb(level, above, R, omega)
+                self.samples.climb(level, above)
                 index = to_parents(comm, backend, backend.asarray(index[:, None]), level, above)
                 index = backend.to_host(index)[:, 0]
             advance(number)
+        self.samples.finish()
         return self.levels, saturation
 
-    def _nodes_with_far_field(self):
-        """By level, whether a node or one of its ancestors has a far pair: only then is its sample more than noise."""
-        flags = [np.zeros(1, bool)]
-        for number in range(1, self.tree.depth + 1):
-            flag = np.repeat(flags[-1], 2)
-            flag[self.far[number].ravel()] = True
-            flags.append(flag)
-        return flags
-
-    def _leaf_remainder(self, Y, omega):
-        """R = Y − (near part) Ω for this rank's leaves."""
-        R, omega = self.backend.asarray(Y.copy()), self.backend.asarray(omega)
-        self.near.multiply(self.backend, omega, R, alpha=-1.0)
-        return R, omega
-
-    def _climb(self, level, above, R, omega):
-        """The parents' R and Ω from a finished level's."""
-        backend = self.backend
-        kept, weights = R[level.skeleton_rows], level.compress_rows(backend, omega)
-        level.far.multiply(backend, weights, kept, alpha=-1.0)
-        return tuple(to_parents(self.comm, backend, rows, level, above) for rows in (kept, weights))
-
-    def _decompose(self, level, R, omega, tolerance, max_rank):
-        """Interpolative decompositions of the own nodes, with as many sketch columns as their ranks need. Collective."""
-        comm, backend = self.comm, self.backend
-        columns = level.own(comm, level.columns)
-        starts = starts_of(columns)
+    def _decompose(self, level, index, tolerance, max_rank):
+        """Interpolative decompositions of the own nodes, with as many samples as their ranks need. Collective."""
+        samples, columns, tolerance = self.samples, level.own(self.comm, level.columns), level.own(self.comm, tolerance)
         enough = columns + 10
         if max_rank:  # a rank that is cut needs its oversampling too
             enough = np.minimum(enough, max_rank + max(10, max_rank // 3))
         while True:
-            k = R.shape[1]
-            found = backend.interpolate(R, starts, level.own(comm, tolerance), max_rank or None)
-            short = (found.ranks > k - max(10, k // 4)) & (k < enough) & (found.ranks < columns)
-            wanted = int(np.max(np.where(short, np.minimum(enough, k + k // 2 + 16), 0), initial=0))
-            wanted = min(comm.allreduce(wanted, MPI.MAX), self.tree.n)
-            if wanted > k:
-                affordable = k + self.sketch.affordable()
-                if affordable < wanted and affordable < k + 16:  # no memory: ranks that the columns at hand support
-                    return R, omega, backend.interpolate(R, starts, level.own(comm, tolerance), min(max_rank or k, k - max(10, k // 4)))
-                wanted = min(wanted, affordable)
-            if wanted <= k:
-                return R, omega, found
-            more_R, more_omega = self._push(*self.sketch.extend(wanted - k), level)
-            R, omega = backend.xp.concatenate([R, more_R], axis=1), backend.xp.concatenate([omega, more_omega], axis=1)
-
-    def _push(self, omega, Y, level):
-        """Carry new sketch columns through the finished levels up to the columns of `level`."""
-        R, omega = self._leaf_remainder(Y, omega)
-        for number in range(self.tree.depth, level.level, -1):
-            above = self.levels[number - 1] or level
-            R, omega = self._climb(self.levels[number], above, R, omega)
-        return R, omega
+            R, counts = samples.at(level, index)
+            limit = min((bound for bound in (max_rank, samples.bound) if bound), default=None)
+            found = self.backend.interpolate(R, starts_of(columns), tolerance, limit, counts)
+            short = (found.ranks > counts - np.maximum(10, counts // 4)) & (counts < enough) & (found.ranks < columns)
+            wanted = np.where(short, np.minimum(enough, counts + counts // 2 + 16), 0).astype(np.int64)
+            if not samples.grow(level, wanted):
+                return found
 
     def _couple(self, level, index):
         """Coupling blocks B = H[α̃, β̃] of the level's far pairs."""
         level.far = pairs = PairBlocks(self.comm, self.far[level.level], level.owned, level.ranks)
-        entry_blocks(self.operator, self.backend, pairs, index, self.dtype)
+        if self.samples.by_entries:
+            entry_blocks(self.operator, self.backend, pairs, index, self.dtype)
 
     def _report(self, saturation, level, found):
         cut = np.flatnonzero(found.saturated)

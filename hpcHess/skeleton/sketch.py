@@ -1,4 +1,8 @@
-"""The Gaussian sketch Y = HΩ, more columns on demand, in tree rows."""
+"""The Gaussian sketch Y = HΩ, more columns on demand, in tree rows, and the samples of far fields that it gives.
+
+Leaves: R_α = Y_α − Σ_{β near α} D_αβ Ω_β. After the interpolative decomposition R_α ≈ P_αᵀ R_α[α̃] (Martinsson, SIMAX 2011):
+    Ŷ_α = R_α[α̃],   Ω̃_α = P_α Ω_α,   R_parent = stack of (Ŷ_c − Σ_{β far from c} B_cβ Ω̃_β),   Ω_parent = stack of Ω̃_c.
+"""
 
 import numpy as np
 from mpi4py import MPI
@@ -6,6 +10,7 @@ from mpi4py import MPI
 from hpcHess.parallel import memory
 from hpcHess.parallel.exchange import reduce_rows
 from hpcHess.parallel.random import gaussian_rows
+from hpcHess.skeleton.levels import to_parents
 
 PRODUCT_BYTES = 1 << 27  # of one N × k block; up to three live at once: Ω, HΩ, HΩ in tree order
 
@@ -56,3 +61,66 @@ class Sketch:
     def fresh(self, n_columns, stream):
         """(G, HG) [n_local, n_columns] in tree rows for Gaussian G of another stream: probes that this sketch has not seen. Collective."""
         return Sketch(self.operator, self.permutation, self.starts, self.seed, stream).extend(n_columns)
+
+
+class SketchSamples:
+    """Samples of the far fields from one `Sketch`, which grows when a rank comes near its columns (`skeletonize.Skeletonizer`)."""
+
+    by_entries = True
+
+    def __init__(self, sketch):
+        self.sketch, self.bound = sketch, None
+
+    def start(self, build):
+        """R and Ω of the leaves."""
+        self.build, self.bound = build, None
+        self.R, self.omega = self._leaf_remainder(self.sketch.omega, self.sketch.Y)
+
+    def at(self, level, index):
+        """R [Σ c, k]; k samples a node."""
+        first, last = level.at(self.build.comm)
+        return self.R, np.full(last - first, float(self.R.shape[1]))
+
+    def grow(self, level, wanted):
+        """As many further columns as the node that wants most. Collective."""
+        k, n = self.R.shape[1], self.build.tree.n
+        wanted = min(self.build.comm.allreduce(int(wanted.max(initial=0)), MPI.MAX), n)
+        if wanted <= k:
+            return False
+        affordable = k + self.sketch.affordable()
+        if affordable < wanted and affordable < k + 16:  # no memory: ranks that the columns at hand support
+            self.bound = k - max(10, k // 4)
+            return True
+        more_R, more_omega = self._push(*self.sketch.extend(min(wanted, affordable) - k), level)
+        concatenate = self.build.backend.xp.concatenate
+        self.R, self.omega = concatenate([self.R, more_R], axis=1), concatenate([self.omega, more_omega], axis=1)
+        return True
+
+    def climb(self, level, above):
+        """R and Ω of the parents."""
+        self.R, self.omega = self._parents(level, above, self.R, self.omega)
+
+    def finish(self):
+        """Nothing is left to do."""
+
+    def _leaf_remainder(self, omega, Y):
+        """R = Y − (near part) Ω for this rank's leaves, and Ω."""
+        backend = self.build.backend
+        R, omega = backend.asarray(Y.copy()), backend.asarray(omega)
+        self.build.near.multiply(backend, omega, R, alpha=-1.0)
+        return R, omega
+
+    def _parents(self, level, above, R, omega):
+        """The parents' R and Ω from a finished level's."""
+        backend = self.build.backend
+        kept, weights = R[level.skeleton_rows], level.compress_rows(backend, omega)
+        level.far.multiply(backend, weights, kept, alpha=-1.0)
+        return tuple(to_parents(self.build.comm, backend, rows, level, above) for rows in (kept, weights))
+
+    def _push(self, omega, Y, level):
+        """Carry new sketch columns through the finished levels up to the columns of `level`."""
+        R, omega = self._leaf_remainder(omega, Y)
+        for number in range(self.build.tree.depth, level.level, -1):
+            above = self.build.levels[number - 1] or level
+            R, omega = self._parents(self.build.levels[number], above, R, omega)
+        return R, omega

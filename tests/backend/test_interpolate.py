@@ -76,6 +76,26 @@ def test_graded_float32_needs_fresh_norms(name):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_true_number_of_samples(name):
+    """Zero columns change nothing but the mean square; the correction is by the samples that count, none where there is all (inf)."""
+    backend, rng, k = hb.get(name), np.random.default_rng(8), 60
+    piece = decaying(rng, 40, 45, 0.8, float)
+    R = np.concatenate([np.hstack([piece, np.zeros((40, 15))])] * 3)
+    n = np.array([45, np.inf, 12.0])
+    found = backend.interpolate(backend.asarray(R), starts_of([40] * 3), 1e-3, samples=n)
+    tail, _ = tails(piece)
+    for i in range(3):
+        r = np.arange(41)
+        corrected = np.where(r < n[i], tail / k**0.5 / (1 - np.minimum(r, n[i] - 1e-9) / n[i]), np.inf)
+        corrected[40] = 0
+        assert found.ranks[i] == np.argmax(corrected <= 1e-3)
+        np.testing.assert_allclose(found.residual[i], corrected[found.ranks[i]], rtol=1e-6)
+    assert found.ranks[1] < found.ranks[0] < found.ranks[2] == 40
+    found = backend.interpolate(backend.asarray(R), starts_of([40] * 3), 1e-3, 12, n)
+    assert found.residual[2] == np.inf and found.saturated[2]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_limits(name):
     backend, rng = hb.get(name), np.random.default_rng(6)
     R = rng.standard_normal((50, 40))
