@@ -1,6 +1,6 @@
 """hpcHess: hierarchical compression of neural networks' curvature matrices over MPI.
 
-    op = hpcHess.GaussNewton(network, inputs, targets, comm=comm)
+    op = hpcHess.GaussNewton(network, inputs, targets, comm=comm)  # or DenseMatrix(K), BlackBox(matmat, n), petsc_operator(mat)
     H = hpcHess.compress(op, rtol=1e-3)
     H @ V;  H.solve(B, damping=…);  H.logdet(damping=…);  H.save(path);  hpcHess.load(path)
 
@@ -12,6 +12,8 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BlackBox": "hpcHess.curvature.black_box",
+    "DenseMatrix": "hpcHess.curvature.dense",
     "GaussNewton": "hpcHess.curvature.gauss_newton",
     "HierarchicalMatrix": "hpcHess.hierarchical.matrix",
     "InputError": "hpcHess.runtime.errors",
@@ -19,6 +21,7 @@ _HOMES = {
     "compress": "hpcHess.hierarchical.compress",
     "load": "hpcHess.hierarchical.api",
     "petsc_mat": "hpcHess.krylov.shell",
+    "petsc_operator": "hpcHess.krylov.shell",
     "petsc_pc": "hpcHess.hierarchical.api",
     "read_network": "hpcHess.networks.weights",
 }

@@ -1,4 +1,4 @@
-"""mpiexec -n P python -m hpcHess.compress JOB.toml --output F.h5: compress a network's curvature matrix and store it."""
+"""mpiexec -n P python -m hpcHess.compress JOB.toml --output F.h5: compress a curvature matrix, or a dense one, and store it."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from hpcHess.parallel.agree import on_root
 from hpcHess.runtime.errors import DONE, RTOL_NOT_MET, InputError
 from hpcHess.runtime.jobfile import load as load_job
 from hpcHess.runtime.session import run_driver
+from hpcHess.storage.dense import file_of
 from hpcHess.storage.factor_file import check_writable
 
 SINGLE_PRECISION_RTOL = 3e-5  # products of the sketch in float32 from here on
@@ -39,18 +40,16 @@ def main(session, args):
     check_writable(args.output, comm)
     options = job["compress"]
     dtype = np.float32 if options["rtol"] >= SINGLE_PRECISION_RTOL and options["dtype"] != "float64" else np.float64
-    with session.phase("network and data"):
-        operator, problem = operator_from_job(job, comm, dtype)
-    alive = f"{operator.n_params} parameters ({len(operator.alive)} alive)"
-    session.say(f"N = {alive}, n = {operator.n_samples} samples, d = {operator.n_outputs} outputs")
+    with session.phase("matrix" if "matrix" in job.tables else "network and data"):
+        operator, origin = operator_from_job(job, comm, dtype)
+    session.say(f"N = {operator.n_params} parameters ({len(operator.alive)} alive), {origin.summary}")
     if not len(operator.alive):
-        session.warn("all parameters are dead: H = 0 for these samples (a saturated network, or inputs that are zero?)")
+        reason = "the matrix is zero" if "matrix" in job.tables else "a saturated network, or inputs that are zero?"
+        session.warn(f"all parameters are dead: H = 0 ({reason})")
     matrix = compress(operator, **options, backend=args.backend, progress=session.progress)
     factors = _factors(session, matrix, args.damping)
-    fitted = problem.network if "fit" in job["network"] else None
-    digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
     with session.phase("write"):
-        save(matrix, args.output, job=job, network=fitted, digests=digests, factors=factors)
+        save(matrix, args.output, job=job, network=origin.fitted, digests=origin.digests, factors=factors)
     report, error = matrix.report, matrix.report["error_estimate"]
     session.output(
         f"{args.output}: {report['storage_entries']:,} numbers, {report['storage_percent']:.3f} % of N², error {error['value']:.2e} "
@@ -62,7 +61,11 @@ def main(session, args):
 def _job(args):
     """The job, whose files the output must not replace. One rank."""
     job = load_job(args.job, args.set)
-    for path in (args.job, *(job.path(*key) for key in (("network", "weights"), ("data", "inputs"), ("data", "targets")))):
+    if "matrix" in job.tables:
+        read = [file_of(job.path("matrix", "file"))]
+    else:
+        read = [job.path(*key) for key in (("network", "weights"), ("data", "inputs"), ("data", "targets"))]
+    for path in (args.job, *read):
         if path is not None and os.path.realpath(path) == os.path.realpath(args.output):
             raise InputError(f"--output {args.output} would replace a file that the job reads: name another one")
     return job

@@ -94,7 +94,7 @@ def _provenance(summary):
     versions, timings = origin.pop("versions", {}), origin.pop("timings", None) or summary.get("timings", {})
     yield "written     " + ", ".join(f"{key} {value}" for key, value in origin.items() if value is not None and not key.endswith("_hash"))
     yield "with        " + ", ".join(f"{name} {version}" for name, version in versions.items())
-    for key in ("network_hash", "data_hash"):
+    for key in ("network_hash", "data_hash", "matrix_hash"):
         if origin.get(key):
             yield f"{key.removesuffix('_hash'):<12}sha256 {origin[key]}"
     if timings:

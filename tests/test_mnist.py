@@ -17,11 +17,11 @@ def test_storage_error_and_residuals(comm, data_dir):
     pytest.importorskip("petsc4py")
     job = load(JOB)
     options = job["compress"]
-    operator, problem = operator_from_job(job, comm, np.float32)
+    operator, origin = operator_from_job(job, comm, np.float32)
     H = compress(operator, **{key: options[key] for key in ("rtol", "leaf_size", "distance", "seed")})
     assert H.n_params == 16640 and H.report["rtol_met"] and H.report["storage_percent"] <= 1.5
     operator.close()
-    exact, _ = operator_from_job(job, comm, np.float64, problem.network)
+    exact, _ = operator_from_job(job, comm, np.float64, origin.fitted)
     n_local, damping = H.parameter_starts[comm.rank + 1] - H.parameter_starts[comm.rank], 1e-2 * H.report["lambda_max"]
     B = np.random.default_rng(comm.rank).standard_normal((n_local, 100))
     difference = column_norms(comm, H.matmat_rows(B) - exact.matmat_rows(B))

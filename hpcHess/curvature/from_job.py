@@ -1,7 +1,10 @@
-"""The curvature operator that a job file describes, or that a factor file was made from."""
+"""The operator that a job file describes, or that a factor file was made from."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
+from hpcHess.curvature.dense import DenseMatrix
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.networks.network import Network
 from hpcHess.networks.problem import load_problem
@@ -10,16 +13,36 @@ from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.jobfile import Job
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What an operator was made from.
+
+    digests   of what was read, for the file's provenance: {"network_hash": …, "data_hash": …} or {"matrix_hash": …}
+    summary   for people
+    fitted    the Network that the job had fitted, which no file holds; else None
+    """
+
+    digests: dict
+    summary: str
+    fitted: Network | None = None
+
+
 def operator_from_job(job, comm, dtype=np.float64, network=None):
-    """(operator, problem) of a job; `network` given: not fitted again. Collective; raises InputError for bad input."""
+    """(operator, Origin) of a job; `network` given: not fitted again. Collective; raises InputError for bad input."""
+    if "matrix" in job.tables:
+        operator = DenseMatrix(job.path("matrix", "file"), job["matrix"].get("n"), comm, dtype)
+        return operator, Origin({"matrix_hash": operator.digest}, f"dense matrix {job['matrix']['file']}")
     problem = load_problem(job, comm, network)
-    return GaussNewton(problem.network, problem.inputs, problem.targets, comm=comm, dtype=dtype), problem
+    operator = GaussNewton(problem.network, problem.inputs, problem.targets, comm=comm, dtype=dtype)
+    digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
+    summary = f"n = {operator.n_samples} samples, d = {operator.n_outputs} outputs"
+    return operator, Origin(digests, summary, problem.network if "fit" in job["network"] else None)
 
 
 def operator_of_matrix(matrix, dtype=np.float64):
     """The uncompressed operator of the job recorded in a factor file. Collective.
 
-    Raises InputError with the reason where the network or the data are gone or have changed since.
+    Raises InputError with the reason where the files that it was made from are gone or have changed since.
     """
     if not matrix.job_text:
         raise InputError("the factor file records no job")
@@ -27,8 +50,8 @@ def operator_of_matrix(matrix, dtype=np.float64):
     network = None
     if matrix.network is not None:
         network = Network.from_arrays(matrix.network["arrays"], matrix.network["activation"], matrix.network["loss"])
-    operator, problem = operator_from_job(job, matrix.comm, dtype, network)
-    for what, key, digest in (("network", "network_hash", problem.network_digest), ("data", "data_hash", problem.data_digest)):
+    operator, origin = operator_from_job(job, matrix.comm, dtype, network)
+    for key, digest in origin.digests.items():
         if matrix.provenance.get(key) != digest:
-            raise InputError(f"the {what} changed since the compression (their hashes differ)")
+            raise InputError(f"the {key.removesuffix('_hash')} changed since the compression (their hashes differ)")
     return operator

@@ -1,8 +1,11 @@
-"""Symmetric operators as PETSc shell matrices."""
+"""Symmetric operators as PETSc shell matrices, and the reverse."""
 
 import numpy as np
 
 from hpcHess.krylov.library import petsc
+from hpcHess.parallel.agree import agree
+from hpcHess.parallel.exchange import repartition
+from hpcHess.parallel.operator import RowOperator, probed_rows
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import InputError
 
@@ -59,3 +62,60 @@ class _ShiftedOperator:
         first, last = row_starts(self._A.shape[0], self._A.comm.size)[self._A.comm.rank :][:2]
         rows = np.asarray(self._A.diagonal(), dtype=np.float64)[first:last] + self._shift
         diagonal.getArray()[:] = np.repeat(rows, self._columns)
+
+
+def petsc_operator(mat):
+    """`PetscOperator` of a symmetric PETSc Mat. Collective over its communicator; raises InputError where it is not square or symmetric."""
+    return PetscOperator(mat)
+
+
+class PetscOperator(RowOperator):
+    """A symmetric PETSc Mat of any type behind the operator protocol: products, but no entries (`compress(…, sampling="products")`).
+
+    Products take and give parameter rows in PETSc's rows of the Mat, whatever their layout; all of them are collective, `partial_matmat`
+    too. Assembled AIJ and dense matrices multiply with blocks of vectors, others (shells) with one after another. `alive` are the rows
+    that are not zero, `parallel.operator.probed_rows`.
+    """
+
+    def __init__(self, mat):
+        self.comm, self.dtype, self._mat = mat.comm.tompi4py(), np.dtype(np.float64), mat
+        PETSc = petsc(self.comm)
+        if np.dtype(PETSc.ScalarType) != self.dtype:
+            raise InputError(f"a PETSc of real double precision is needed, not {np.dtype(PETSc.ScalarType)}")
+        (own_rows, rows), (own_columns, columns) = mat.getSizes()
+        error = None
+        if rows != columns or own_rows != own_columns or not rows:
+            error = InputError(f"the Mat must be square, and its rows and columns distributed alike; it is {rows} × {columns}")
+        agree(self.comm, error)
+        self.n_params, self._layout = rows, np.asarray(mat.getOwnershipRanges(), np.int64)
+        self._blocks = mat.getType() in ("seqaij", "mpiaij", "seqdense", "mpidense")
+        self.alive = probed_rows(self, "the Mat")
+
+    def own_rows(self, V):
+        """This rank's rows of HV for V [N, k] whole, [n_local, k]. Collective."""
+        return self.matmat_rows(V[self.mine])
+
+    def matmat_rows(self, V):
+        """HV in parameter rows, [n_local, k] → [n_local, k]. Collective."""
+        X = repartition(self.comm, np.ascontiguousarray(V, self.dtype), self.starts, self._layout)
+        return repartition(self.comm, self._multiply(X), self._layout, self.starts)
+
+    def _multiply(self, X):
+        """HX in PETSc's rows."""
+        if self._blocks and X.shape[1] > 1:
+            PETSc = petsc(self.comm)
+            sizes = self._mat.getSizes()[0], (PETSc.DECIDE, X.shape[1])
+            dense = PETSc.Mat().createDense(sizes, array=np.asfortranarray(X), comm=self.comm)
+            product = self._mat.matMult(dense)
+            result = np.ascontiguousarray(product.getDenseArray(readonly=True))
+            for each in (dense, product):
+                each.destroy()
+            return result
+        result, (x, y) = np.empty(X.shape), self._mat.createVecs()
+        for column in range(X.shape[1]):
+            x.getArray()[:] = X[:, column]
+            self._mat.mult(x, y)
+            result[:, column] = y.getArray(readonly=True)
+        for each in (x, y):
+            each.destroy()
+        return result

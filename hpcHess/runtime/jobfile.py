@@ -62,6 +62,10 @@ SCHEMA = {
     "curvature": {
         "kind": Key(TEXT, "gauss-newton", "which matrix", ("gauss-newton",)),
     },
+    "matrix": {
+        "file": Key(TEXT, None, "instead of network and data: K.npy, K.h5:/K, or any other name: raw little-endian float32, row-major"),
+        "n": Key(INTEGER, None, "number of rows, needed for raw files", least=1),
+    },
     "compress": {
         "format": Key(TEXT, "hss", "of the compressed matrix: hss (near blocks on the diagonal) or fmm (near lists)", ("hss", "fmm")),
         "leaf_size": Key(INTEGER, 64, "largest number of parameters in a leaf", least=2),
@@ -78,6 +82,7 @@ SCHEMA = {
     },
 }
 _SUBTABLES = {"network": ("fit",)}
+_OF_A_NETWORK = ("network", "network.fit", "data", "curvature")
 _MAX_INTEGER = 2**63 - 1
 
 
@@ -85,7 +90,8 @@ _MAX_INTEGER = 2**63 - 1
 class Job:
     """A checked job: `job["compress"]["rtol"]`.
 
-    tables      table → key → value, defaults filled in; keys without a value are absent, so is ["network"]["fit"] without one
+    tables      table → key → value, defaults filled in; keys without a value are absent, so is ["network"]["fit"] without one; a job
+                of a [matrix] has no other table than that and ["compress"], all others have no ["matrix"]
     directory   absolute; relative paths of the job begin there
     """
 
@@ -172,11 +178,11 @@ def _override(document, override):
 
 def _checked(document):
     """The job's tables from the document, defaults filled in."""
-    fit_wanted = isinstance(document.get("network"), dict) and "fit" in document["network"]
     given = _known_keys(document)
+    unused = _unused_tables(document)
     tables = {}
     for table, keys in SCHEMA.items():
-        if table == "network.fit" and not fit_wanted:
+        if table in unused:
             continue
         values = {}
         for name, key in keys.items():
@@ -188,8 +194,23 @@ def _checked(document):
             tables[parent][sub] = values
         else:
             tables[table] = values
-    _check_choices(tables)
+    if "matrix" not in tables:
+        _check_network(tables)
+    elif "file" not in tables["matrix"]:
+        raise InputError("matrix.file is missing: the file that holds the matrix")
+    _check_compress(tables["compress"])
     return tables
+
+
+def _unused_tables(document):
+    """The tables of the schema that a job of this document has not: those of a network for a [matrix], and the other way round."""
+    if "matrix" not in document:
+        fitted = "fit" in document.get("network", {})
+        return {"matrix"} if fitted else {"matrix", "network.fit"}
+    contradicting = [table for table in _OF_A_NETWORK if table in document]
+    if contradicting:
+        raise InputError(f"[matrix] takes the place of [{contradicting[0]}]: leave one of them out")
+    return set(_OF_A_NETWORK)
 
 
 def _known_keys(document):
@@ -259,7 +280,7 @@ def _checked_value(name, key, value):
     return value
 
 
-def _check_choices(tables):
+def _check_network(tables):
     """Contradictory or missing keys; fills in the loss, whose default depends on the task."""
     network, data = tables["network"], tables["data"]
     if ("weights" in network) == ("fit" in network):
@@ -281,7 +302,8 @@ def _check_choices(tables):
         raise InputError(f'data.dataset = "{data["dataset"]}" has labels to classify: network.loss must be cross-entropy')
 
 
-    compress = tables["compress"]
+def _check_compress(compress):
+    """Contradictory keys of [compress]."""
     if compress["format"] == "hss" and compress.get("budget", 0):
         raise InputError(f'compress.budget = {compress["budget"]} contradicts compress.format = "hss": use format = "fmm"')
     if compress["sampling"] == "products" and compress["format"] != "hss":

@@ -1,0 +1,88 @@
+"""Products of a symmetric operator whose rows the ranks share, and the probe of its symmetry."""
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcHess.parallel.exchange import gather_rows
+from hpcHess.parallel.ownership import row_starts, whole_rows
+from hpcHess.parallel.random import gaussian_rows
+from hpcHess.runtime.errors import InputError
+
+PRODUCT_BYTES = 1 << 28  # of a block of columns of `matmat_rows`
+_PROBES = 4
+ASYMMETRY = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-8}  # ‖H − Hᵀ‖_F / ‖H‖_F that rounding may cause
+
+
+class RowOperator:
+    """The products of the operator protocol (docs/ARCHITECTURE.md) where each rank computes its parameter rows of HV.
+
+    A subclass has `comm`, `n_params` = N, `dtype`, and `own_rows(V)`: V [N, k] whole, row-major, of the dtype → this rank's rows of HV
+    (`parallel.ownership.row_starts`), [n_local, k]. Where `own_rows` is collective, so is `partial_matmat`.
+    """
+
+    @property
+    def shape(self):
+        """(N, N)."""
+        return self.n_params, self.n_params
+
+    @property
+    def starts(self):
+        """First parameter row of every rank, int64 [P + 1]."""
+        return row_starts(self.n_params, self.comm.size)
+
+    @property
+    def mine(self):
+        """The slice of this rank's parameter rows."""
+        lo, hi = self.starts[self.comm.rank :][:2]
+        return slice(int(lo), int(hi))
+
+    def partial_matmat(self, V):
+        """V [N, k] whole → [N, k], row-major: this rank's rows of HV, zero elsewhere; the sum over ranks is HV."""
+        result = np.zeros(V.shape, self.dtype)
+        result[self.mine] = self.own_rows(np.ascontiguousarray(V, self.dtype))
+        return result
+
+    def matmat(self, V):
+        """HV for V [N] or [N, k], whole on every rank, as is the result. Collective."""
+        V = whole_rows(V, self.n_params)
+        whole = np.ascontiguousarray(V.reshape(self.n_params, -1), self.dtype)
+        return gather_rows(self.comm, self.own_rows(whole), self.starts).reshape(V.shape)
+
+    def __matmul__(self, V):
+        return self.matmat(V)
+
+    def matmat_rows(self, V):
+        """HV in parameter rows, [n_local, k] → [n_local, k]. Collective."""
+        result = np.empty(V.shape, self.dtype)
+        width = max(1, PRODUCT_BYTES // (self.n_params * self.dtype.itemsize))
+        for a in range(0, V.shape[1], width):
+            whole = gather_rows(self.comm, np.ascontiguousarray(V[:, a : a + width], self.dtype), self.starts)
+            result[:, a : a + width] = self.own_rows(whole)
+        return result
+
+
+def probed_rows(operator, what):
+    """Rows of H that are not zero, int64 sorted, of an operator known by products alone; its symmetry is tried on the way. Collective.
+
+    With standard normal X, Y [N, 4], E ‖Xᵀ(HY) − (HX)ᵀY‖_F² = 16 ‖H − Hᵀ‖_F² and E ‖HX‖_F² = 4 ‖H‖_F². A row is taken for zero where HX
+    and HY are exactly zero, which has probability 0 else. InputError, naming `what`: products not finite, or ‖H − Hᵀ‖_F / ‖H‖_F
+    found above `ASYMMETRY` of the operator's dtype.
+    """
+    comm = operator.comm
+    XY = gaussian_rows(0, "symmetry", operator.mine.start, operator.mine.stop, range(2 * _PROBES), operator.dtype)
+    products = operator.matmat_rows(np.ascontiguousarray(XY)).astype(np.float64)
+    sums = XY.T.astype(np.float64) @ products  # [8, 8]: its (X, Y) and (Y, X) corners are transposes of each other
+    sums = np.append(sums.ravel(), np.vdot(products, products))
+    comm.Allreduce(MPI.IN_PLACE, sums)
+    if not np.isfinite(sums).all():
+        raise InputError(f"{what} gives products that are not finite (or too large)")
+    norm = np.sqrt(sums[-1] / (2 * _PROBES))
+    corners = sums[:-1].reshape(2 * _PROBES, -1)
+    found = np.linalg.norm(corners[:_PROBES, _PROBES:] - corners[_PROBES:, :_PROBES].T) / _PROBES
+    if found > ASYMMETRY[operator.dtype] * norm:
+        raise InputError(
+            f"{what} is not symmetric: ⟨Hx, y⟩ − ⟨x, Hy⟩ is about {found:.2e} for random x and y where ‖H‖_F ≈ {norm:.2e} "
+            f"(allowed in {operator.dtype}: {ASYMMETRY[operator.dtype]:g} of it)"
+        )
+    alive = gather_rows(comm, np.any(products != 0, axis=1)[:, None].astype(np.uint8), operator.starts)
+    return np.flatnonzero(alive).astype(np.int64)
