@@ -44,7 +44,7 @@ class PairBlocks:
         if len(off) == len(self.own):
             backend.multiply(self.blocks, X, self.row_at, Y, self.col_at, transpose=True, alpha=alpha)
         elif len(off):
-            backend.multiply(select(backend, self.blocks, off), X, self.row_at[off], Y, self.col_at[off], transpose=True, alpha=alpha)
+            backend.multiply(self.blocks.part(off), X, self.row_at[off], Y, self.col_at[off], transpose=True, alpha=alpha)
         if not halo.empty:
             total = backend.to_host(Y[: halo.n_own])
             halo.accumulate(total, backend.to_host(Y[halo.n_own :]))
