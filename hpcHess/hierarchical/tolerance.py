@@ -1,7 +1,7 @@
 """How the allowed error is shared among the nodes, and when to stop sharing anew.
 
 The nodes' errors add up in squares: ‖H̃ − H‖_F² ≈ 2 Σ_α ε_α². Storage is least, for tails that fall like powers of the rank,
-where ε_α² ∝ the numbers stored for α (Lagrange). Measured, ε_α² ∝ (storage of α)^0.7 is better still, because a rank saved
+where ε_α² ∝ the numbers stored for α (Lagrange). Measured, ε_α² ∝ (storage of α)^0.85 is better still, because a rank saved
 below also narrows the nodes above (docs/MATHEMATICS.md). The storage is known after a first pass, which gives each level an equal part,
 and better after a second.
 """
@@ -10,8 +10,9 @@ import numpy as np
 
 from hpcHess.tree.interactions import far_fields
 
-EXPONENT = 0.7
+EXPONENT = 0.85
 ATTEMPTS = 8
+FIRST = 1.5  # of the share: about what the corrected tails overestimate, and a first pass need not be tight
 LEARNING = 2  # attempts after which the shares are set by what was stored
 AIM = 0.97  # of rtol, for the upper end of the interval
 GOOD = 0.93  # an error above this part of rtol is used well enough
@@ -27,7 +28,7 @@ def equal_shares(has_far):
 
 
 def shares_by_storage(levels):
-    """Shares ∝ (r(c − r) + ½ Σ r r_β over couplings)^0.7 from the ranks of a finished pass; rank 0 counts as 1, without a far field as none."""
+    """Shares ∝ (r(c − r) + ½ Σ r r_β over couplings)^0.85 from the ranks of a finished pass; rank 0 counts as 1, without a far field as none."""
     costs, has_far = [np.zeros(1)], far_fields([None, *(level.far.pairs for level in levels[1:])])
     for level in levels[1:]:
         ranks = np.maximum(level.ranks, 1).astype(np.float64)
@@ -45,7 +46,7 @@ class Budget:
     """
 
     def __init__(self, rtol, scale, has_far):
-        self.rtol, self.scale, self.share, self.attempts = rtol, scale, 1.0, 0
+        self.rtol, self.scale, self.share, self.attempts = rtol, scale, FIRST, 0
         self.shares, self._high = equal_shares(has_far), None
 
     def tolerances(self):

@@ -1,5 +1,8 @@
 """Skeletons of all nodes, bottom-up, from samples of their far fields: R_α ≈ P_αᵀ R_α[α̃] by interpolative decompositions
 (docs/MATHEMATICS.md; GOFMM, SC 2017). What a sample is, is said by `sketch`, `rows` or `products`.
+
+An error in row c of an interior node's R reaches the matrix through the children's bases, as long as ‖u_c‖, the norm of
+column c of U = blockdiag(U_l, U_r). So the decomposition is of diag(‖u_c‖) R: pivots and tolerances then speak of the error in H̃.
 """
 
 from dataclasses import dataclass, field
@@ -69,12 +72,17 @@ class Skeletonizer:
         index = self.tree.permutation[self.tree.leaf_starts[owned[comm.rank]] : self.tree.leaf_starts[owned[comm.rank + 1]]]
         self.samples.start(self)
         has_far = far_fields(self.far)
+        squares = backend.xp.ones((len(index), 1))  # ‖u_c‖² of the own nodes' columns
         for number in range(depth, 0, -1):
             level = new_level(comm, number, depth, columns)
-            found = self._decompose(level, index, np.where(has_far[number], tolerance[number], np.inf), max_rank)
+            lengths = None if number == depth else backend.xp.sqrt(squares)
+            found = self._decompose(level, index, lengths, np.where(has_far[number], tolerance[number], np.inf), max_rank)
             level.ranks = np.concatenate(comm.allgather(found.ranks))
             level.order, level.T = found.order, Blocks.shaped(backend.asarray(found.T.data, self.dtype), found.T.rows, found.T.cols)
             level.arrange(comm, backend)
+            if lengths is not None:
+                _unscale(backend, level, lengths)
+            squares = _skeleton_squares(backend, level, squares)
             self._report(saturation, level, found)
             index = index[backend.to_host(level.skeleton_rows)]
             self._couple(level, index)
@@ -82,20 +90,23 @@ class Skeletonizer:
             if number > 1:
                 above, columns = new_level(comm, number - 1, depth, pair_sums(level.ranks)), pair_sums(level.ranks)
                 self.samples.climb(level, above)
+                squares = to_parents(comm, backend, squares, level, above)
                 index = to_parents(comm, backend, backend.asarray(index[:, None]), level, above)
                 index = backend.to_host(index)[:, 0]
             advance(number)
         self.samples.finish()
         return self.levels, saturation
 
-    def _decompose(self, level, index, tolerance, max_rank):
-        """Interpolative decompositions of the own nodes, with as many samples as their ranks need. Collective."""
+    def _decompose(self, level, index, lengths, tolerance, max_rank):
+        """Interpolative decompositions of the own nodes' diag(lengths) R, with as many samples as their ranks need. Collective."""
         samples, columns, tolerance = self.samples, level.own(self.comm, level.columns), level.own(self.comm, tolerance)
         enough = columns + 10
         if max_rank:  # a rank that is cut needs its oversampling too
             enough = np.minimum(enough, max_rank + max(10, max_rank // 3))
         while True:
             R, counts = samples.at(level, index)
+            if lengths is not None:
+                R = R * lengths.astype(R.dtype)
             limit = min((bound for bound in (max_rank, samples.bound) if bound), default=None)
             found = self.backend.interpolate(R, starts_of(columns), tolerance, limit, counts)
             short = (found.ranks > counts - np.maximum(10, counts // 4)) & (counts < enough) & (found.ranks < columns)
@@ -117,3 +128,19 @@ class Skeletonizer:
             saturation.levels.append(level.level)
             worst = float(np.max(found.residual[cut][np.isfinite(found.residual[cut])], initial=0.0))
             saturation.worst = max(saturation.worst, self.comm.allreduce(worst, MPI.MAX))
+
+
+def _unscale(backend, level, lengths):
+    """From T of diag(l) R to T of R, in place: T_jr l_j / l_r."""
+    counts = np.repeat(level.T.cols, level.T.rows)  # redundant columns beside each skeleton row
+    columns = backend.asarray(ranges(np.repeat(level.redundant_starts[:-1], level.T.rows), counts))
+    rows = backend.asarray(np.repeat(np.arange(len(counts)), counts))
+    level.T.data *= (lengths[level.skeleton_rows, 0][rows] / lengths[level.redundant_rows, 0][columns]).astype(level.T.dtype)
+
+
+def _skeleton_squares(backend, level, squares):
+    """‖u_j‖² of the skeletons' columns, [Σ s, 1]: ‖u_j‖² + Σ_r T_jr² ‖u_r‖², redundant columns taken for orthogonal."""
+    T = Blocks(backend.xp.square(level.T.data, dtype=np.float64), level.T.rows, level.T.cols, level.T.offsets)
+    result = squares[level.skeleton_rows]
+    backend.multiply(T, squares[level.redundant_rows], level.redundant_starts[:-1], result, level.skeleton_starts[:-1])
+    return result
