@@ -1,25 +1,18 @@
 """Compression: tree, near blocks, sketch, skeletons, verification, and again with a tighter tolerance when the error is missed."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from hpcHess import backend as backends
-from hpcHess.hierarchical.error import estimate_error, largest_eigenvalue, spectral_error
-from hpcHess.hierarchical.matrix import HierarchicalMatrix
-from hpcHess.hierarchical.storage_count import count_storage
-from hpcHess.hierarchical.tolerance import ATTEMPTS, Budget
+from hpcHess.hierarchical.coarse import coarse_hss
+from hpcHess.hierarchical.error import largest_eigenvalue, spectral_error
+from hpcHess.hierarchical.search import Search, first_samples, prepared
 from hpcHess.parallel.agree import tell
-from hpcHess.parallel.ownership import node_starts
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.jobfile import SAMPLINGS, SOLVERS
 from hpcHess.runtime.progress import Silent
-from hpcHess.skeleton.levels import PairBlocks
-from hpcHess.skeleton.skeletonize import Saturation, Skeletonizer, entry_blocks
-from hpcHess.skeleton.sketch import Sketch, SketchSamples
 from hpcHess.tree.build import build_tree
-from hpcHess.tree.interactions import far_fields, far_pairs, most_near, near_by_votes, near_self
-from hpcHess.tree.neighbours import nearest_neighbours
+from hpcHess.tree.interactions import most_near, near_by_votes, near_self
+from hpcHess.tree.neighbours import has_metric, nearest_neighbours
 
 
 def stored_dtype(dtype, rtol):
@@ -65,17 +58,22 @@ def compress(
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("tree"):
         tree = build_tree(operator, leaf_size, distance, seed)
-    near = near_self(tree.depth)
-    if most_near(tree.depth, budget) > 1:
+    near, neighbours = near_self(tree.depth), None
+    if most_near(tree.depth, budget) > 1 or (sampling == "rows" and has_metric(operator)):
         with progress.phase("neighbours"):
-            found = nearest_neighbours(operator, n_neighbors, distance if distance == "kernel" else "angle", seed)
-            near = near_by_votes(operator.comm, tree, found.parameters, found.lists, budget)
-    skeletonizer = _prepared(operator, tree, near, kernels, dtype, seed, leaf_size, progress)
-    search = _Search(skeletonizer, rtol, max_rank, probes, progress)
+            neighbours = nearest_neighbours(operator, n_neighbors, distance if distance == "kernel" else "angle", seed)
+            if most_near(tree.depth, budget) > 1:
+                near = near_by_votes(operator.comm, tree, neighbours.parameters, neighbours.lists, budget)
+    samples = first_samples(sampling, operator, tree, neighbours, leaf_size, seed, progress)
+    skeletonizer = prepared(operator, tree, near, samples, kernels, dtype, progress)
+    search = Search(skeletonizer, rtol, max_rank, probes, progress)
     best, error = search.certified()
     with progress.phase("spectral norms"):
         lambda_max = largest_eigenvalue(best.matrix, seed)
         spectral = spectral_error(best.matrix, operator, *search.probes)
+    if best.matrix.format == "fmm":
+        with progress.phase("preconditioner"):
+            coarse = coarse_hss(skeletonizer, best.matrix, rtol, search.norm.value, max_rank)
     best.matrix.operator = operator
     best.matrix.report = {
         "rtol": float(rtol),
@@ -84,7 +82,9 @@ def compress(
         "norm_frobenius": search.norm.value,
         "lambda_max": lambda_max,
         "error_spectral": spectral,
-        "sketch_columns": skeletonizer.samples.sketch.n_columns,
+        "sampling": sampling,
+        "sketch_columns": samples.sketch.n_columns,
+        "exact_products": samples.sketch.n_products,
         "attempts": search.budget.attempts,
         "format": best.matrix.format,
         "budget": budget,
@@ -99,77 +99,11 @@ def compress(
         "timings": progress.timings.as_dict(),
         **best.storage,
     }
+    if best.matrix.format == "fmm":
+        best.matrix.report["preconditioner"] = coarse.report
+        best.matrix.report["preconditioner_percent"] = 100.0 * coarse.report["storage_entries"] / float(best.matrix.n_params) ** 2
     tell(operator.comm, best.matrix.report["warnings"])
     return best.matrix
-
-
-def _prepared(operator, tree, near, kernels, dtype, seed, leaf_size, progress):
-    """A Skeletonizer with exact near blocks and the first sketch columns, enough for any leaf."""
-    comm = operator.comm
-    owned = node_starts(tree.depth, tree.depth, comm.size)
-    rows = tree.leaf_starts[owned]
-    near = PairBlocks(comm, near, owned, tree.leaf_sizes)
-    with progress.phase("near blocks"):
-        entry_blocks(operator, kernels, near, tree.permutation[rows[comm.rank] : rows[comm.rank + 1]], dtype)
-    sketch, columns = Sketch(operator, tree.permutation, rows, seed), min(tree.n, leaf_size + 16)
-    with progress.phase("sketch", columns) as steps:
-        sketch.extend(columns, steps.advance)
-    return Skeletonizer(operator, tree, near, far_pairs(near.pairs, tree.depth), SketchSamples(sketch), kernels, dtype)
-
-
-class _Search:
-    """Attempts with tolerances that adapt to what came of them; the result is certified with probes that no attempt has seen."""
-
-    def __init__(self, skeletonizer, rtol, max_rank, n_probes, progress):
-        self.skeletonizer, self.rtol, self.max_rank, self.n_probes, self.progress = skeletonizer, rtol, max_rank, n_probes, progress
-        self.norm, sketch = None, skeletonizer.samples.sketch
-        self.budget = Budget(rtol, _norm(sketch.operator.comm, sketch.Y, skeletonizer.dtype), far_fields(skeletonizer.far))
-        with progress.phase("exact probes"):
-            self.probes = sketch.fresh(n_probes, "search")
-
-    def certified(self):
-        """(the smallest attempt that meets rtol, else the most accurate one; its ErrorEstimate). Collective."""
-        for certificate in range(ATTEMPTS):
-            best = self._best()
-            with self.progress.phase("verification"):
-                G, HG = self.skeletonizer.samples.sketch.fresh(self.n_probes, f"certificate {certificate}")
-                error, _ = estimate_error(best.matrix, G, HG, self.norm)
-            if error.high <= self.rtol or not best.met or not self.budget.tighten(best.share, error.high):
-                break
-        return best, error
-
-    def _matrix(self, levels):
-        made = self.skeletonizer
-        return HierarchicalMatrix(made.comm, made.backend, made.operator.shape[0], made.tree, made.near, levels)
-
-    def _best(self):
-        best, again, progress, budget = None, True, self.progress, self.budget
-        while again:
-            with progress.phase(f"skeletons (attempt {budget.attempts + 1})", self.skeletonizer.tree.depth) as steps:
-                levels, saturation = self.skeletonizer.run(budget.tolerances(), self.max_rank, lambda _: steps.advance())  # noqa: B023
-            matrix = self._matrix(levels)
-            with progress.phase("errors of the attempts"):
-                error, self.norm = estimate_error(matrix, *self.probes, self.norm)
-            attempt = _Attempt(matrix, saturation, error.high, error.high <= self.rtol, budget.share, count_storage(matrix))
-            best = attempt if best is None else min(best, attempt, key=_Attempt.order)
-            again = budget.learn(error.high, self.norm.value, levels, saturation.nodes > 0)
-        return best
-
-
-@dataclass
-class _Attempt:
-    """One pass over the levels and what came of it."""
-
-    matrix: HierarchicalMatrix
-    saturation: Saturation
-    high: float
-    met: bool
-    share: float
-    storage: dict
-
-    def order(self):
-        """Accepted attempts by storage, before the others by error."""
-        return not self.met, self.storage["storage_entries"] if self.met else self.high
 
 
 def _check(rtol, leaf_size, max_rank, seed, probes, dtype):
@@ -205,14 +139,6 @@ def _checked_format(operator, format, budget, n_neighbors, sampling, solver):
     if sampling != "products" and not hasattr(operator, "entries_batch"):
         raise InputError(f'this operator has no entries: sampling = "{sampling}" needs them, use sampling = "products"')
     return float(budget)
-
-
-def _norm(comm, Y, dtype):
-    """‖H‖_F from a sketch, E‖Hω‖² = ‖H‖_F². InputError where it is larger than the products' or the stored type can hold."""
-    norm = float(np.sqrt(comm.allreduce(float(np.sum(np.square(Y, dtype=np.float64)))) / max(1, Y.shape[1])))
-    if not norm < min(np.finfo(Y.dtype).max, np.finfo(dtype).max):
-        raise InputError("the curvature's entries are too large: scale the network or the data, or set compress.dtype to float64")
-    return norm
 
 
 def _warnings(error, rtol, best, max_rank, search):

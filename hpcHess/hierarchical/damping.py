@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from numbers import Real
 
 from hpcHess.runtime.errors import InputError
 
@@ -33,23 +34,42 @@ def damping_of(given, matrix):
     return value * matrix.report["lambda_max"] if relative else value
 
 
-def doubts(factors):
-    """What makes direct factors untrustworthy, a line each: λ ≤ ‖H̃ − H‖₂, H̃ + λI not definite, digits lost."""
-    damping, error = factors.damping, factors.matrix.report.get("error_spectral", 0.0)
+def check_damping(damping):
+    """InputError unless λ is a finite number ≥ 0."""
+    if not isinstance(damping, Real):
+        raise InputError(f"the damping must be a number, not {damping!r}; for 0.01·λ_max: 0.01 * H.report['lambda_max']")
+    if not 0 <= damping < float("inf"):
+        raise InputError(f"the damping must be a number ≥ 0, not {damping}")
+
+
+def uncovered(matrix, damping):
+    """A line where λ ≤ ‖H̃ − H‖₂, by the matrix's own report."""
+    error = matrix.report.get("error_spectral", 0.0)
     if damping <= error:
         yield (
             f"damping {damping:.3g} is not larger than the compression error ‖H̃ − H‖₂ ≈ {error:.3g}: the approximate inverse is not "
             f"trustworthy; use a damping above {2 * error:.2g}, compress with a smaller rtol, or refine with the exact operator "
             "(--refine exact)"
         )
+
+
+def doubts(factors):
+    """What makes direct factors untrustworthy, a line each: λ ≤ ‖H̃ − H‖₂, H̃ + λI not definite, digits lost."""
+    damping = factors.damping
+    yield from uncovered(factors.matrix, damping)
     if factors.negative:
         yield f"H̃ + λI has {factors.negative} negative eigenvalues at damping {damping:.3g}: it is not positive definite"
+    yield from digits_lost(factors)
+
+
+def digits_lost(factors):
+    """A line where factors do not solve with their own matrix."""
     if factors.backward_error > DIGITS_LOST:
         advice = "use a larger damping, or refine (--refine exact)"
         if factors.solver == "woodbury":
             advice = "the plain Woodbury formula loses digits like 1/λ, use the solver elimination"
         counted = ", log-determinant and inertia are not trustworthy" if factors.backward_error > COUNTS_LOST else ""
         yield (
-            f"the {factors.solver} factors leave a residual of {factors.backward_error:.1e} against H̃ + λI at damping {damping:.3g}"
-            f"{counted}: {advice}"
+            f"the {factors.solver} factors leave a residual of {factors.backward_error:.1e} against H̃ + λI at damping "
+            f"{factors.damping:.3g}{counted}: {advice}"
         )

@@ -10,6 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.hierarchical.damping import check_damping
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.parallel.agree import agree
 from hpcHess.parallel.exchange import ranges
@@ -50,10 +51,9 @@ class Factors:
     @classmethod
     def factorize(cls, matrix, damping):
         """Factor H̃ + λI. Raises InputError for a damping that is negative or not finite, a matrix that is singular, or not HSS."""
-        if not np.isfinite(damping) or damping < 0:
-            raise InputError(f"the damping must be a number ≥ 0, not {damping}")
+        check_damping(damping)
         if matrix.format != "hss":
-            raise InputError("an FMM matrix has no direct factors, log-determinant or inertia: compress with format = \"hss\" for them")
+            raise InputError('an FMM matrix has no direct factors, log-determinant or inertia: compress with format = "hss" for them')
         comm, backend, depth = matrix.comm, matrix.backend, matrix.tree.depth
         A, state = damped_leaves(matrix, damping), None
         eliminations, kept = [None] * (depth + 1), [None] * (depth + 1)

@@ -1,17 +1,14 @@
 """The compressed matrix H̃ as users hold it: products, solves, log-determinants, storage."""
 
-from numbers import Real
-
 import numpy as np
 
-from hpcHess.hierarchical.damping import doubts
+from hpcHess.hierarchical.damping import check_damping, doubts
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.hierarchical.iterative import solve_rows
 from hpcHess.hierarchical.solvers import direct_solver
 from hpcHess.parallel.agree import tell
 from hpcHess.parallel.exchange import RowPermutation, gather_rows
 from hpcHess.parallel.ownership import row_starts, whole_rows
-from hpcHess.runtime.errors import InputError
 
 
 class HierarchicalMatrix:
@@ -90,14 +87,19 @@ class HierarchicalMatrix:
         solver: elimination, ulv, woodbury, or None for `self.solver`. InputError for an FMM matrix: it has none.
         HpcHessWarning (on rank 0, once) where λ is below the compression error, H̃ + λI is not definite, or digits were lost.
         """
-        if not isinstance(damping, Real):
-            raise InputError(f"the damping must be a number, not {damping!r}; for 0.01·λ_max: 0.01 * H.report['lambda_max']")
+        factors = self.factors(damping, solver)
+        key = damping, factors.solver
+        if self._told != key:
+            self._told = key
+            tell(self.comm, doubts(factors))
+        return factors
+
+    def factors(self, damping, solver=None):
+        """`factorize` without its warnings."""
+        check_damping(damping)
         key = damping, direct_solver(solver or self.solver).solver
         if key not in self._factors:
             self._factors, self._told = {key: direct_solver(key[1]).factorize(self, damping)}, None
-        if self._told != key:
-            self._told = key
-            tell(self.comm, doubts(self._factors[key]))
         return self._factors[key]
 
     def solve(self, B, damping, solver=None, rtol=1e-10):

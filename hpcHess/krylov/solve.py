@@ -9,6 +9,7 @@ from mpi4py import MPI
 from hpcHess.krylov.library import option_database, own_options, pairs, petsc
 from hpcHess.krylov.preconditioner import petsc_pc
 from hpcHess.krylov.shell import check_index_range, local_rows, petsc_mat
+from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from hpcHess.runtime.progress import Silent
 
@@ -18,12 +19,16 @@ ENOUGH = 0.5  # a round must at least halve the largest residual, or there is no
 
 @dataclass(frozen=True)
 class Result:
-    """X_local [n_local, k] float64 and how it was reached; residuals ‖b − (A+σI)x‖/‖b‖ [k] are computed, not estimated."""
+    """X_local [n_local, k] float64 and how it was reached; residuals ‖b − (A+σI)x‖/‖b‖ [k] are computed, not estimated.
+
+    `method`: PETSc's name of the last Krylov method.
+    """
 
     X_local: np.ndarray
     iterations: int
     converged: bool
     residuals: np.ndarray
+    method: str = ""
 
 
 def solve(
@@ -42,10 +47,12 @@ def solve(
 
     A                 `comm`, `shape`, `matmat_rows`; `diagonal` where PETSc options ask for it
     B_local           [n_local, k] (or [n_local]) parameter rows
-    preconditioner    None or an object with `solve_rows(B [n_local, k])`, an approximate (A + σI)⁻¹ of any precision
+    preconditioner    None or an object with `solve_rows(B [n_local, k])`, an approximate (A + σI)⁻¹ of any precision; positive definite
+                      where it has an attribute `definite` that is true (default: as the system)
     max_iterations    most iterations of one block of columns, over all its rounds; the option -ksp_max_it has precedence
     options           PETSc options as words, e.g. ["-ksp_type", "gmres", "-ksp_monitor"]
-    definite          whether A + σI and the preconditioner are positive definite: CG, else FGMRES
+    definite          whether A + σI is positive definite: CG, else MINRES; FGMRES where the preconditioner is not. CG that meets
+                      negative curvature gives way to MINRES
     block             most columns at once
 
     The columns of a block, divided by ‖b_c‖, are one system I ⊗ (A + σI) with one Krylov space. The norm of its residual bounds that of
@@ -77,7 +84,7 @@ def solve(
             X[:, columns] = Y * norms[columns]
             iterations += count
         method.warn_unused()
-    return Result(X[:, 0] if flat else X, iterations, bool((residuals <= rtol).all()), residuals)
+    return Result(X[:, 0] if flat else X, iterations, bool((residuals <= rtol).all()), residuals, method.name)
 
 
 def column_norms(comm, V_local):
@@ -122,8 +129,9 @@ class _Method:
         self.comm = A.comm
         self._PETSc, self._A, self._shift, self._S, self._rtol = PETSc, A, shift, preconditioner, rtol
         self._options, self._database, self._steps = list(options), database, steps
-        self._type = "cg" if definite else "fgmres"
-        self._reason = 0
+        self._definite_S = preconditioner is None or getattr(preconditioner, "definite", definite)
+        self._type = ("cg" if definite else "minres") if self._definite_S else "fgmres"
+        self.name, self._reason = self._type, 0
         self._unused = []
 
     def product(self, X):
@@ -144,19 +152,20 @@ class _Method:
                 if error.__cause__ is None:
                     raise
                 raise error.__cause__ from None  # what the operator raised: petsc4py ≥ 3.19 wraps it
-            self._reason = ksp.getConvergedReason()
+            self.name, self._reason = ksp.getType(), ksp.getConvergedReason()
             if hasattr(self._database, "used"):  # petsc4py ≥ 3.19
                 self._unused = [name for name, _ in pairs(self._options) if not self._database.used(name)]
             return x.getArray().reshape(-1, columns).copy(), ksp.getIterationNumber()
 
     def changed(self):
-        """Whether the last round found CG's assumption wrong; the next ones use FGMRES."""
+        """Whether the last round found its method's assumption wrong; the next ones use MINRES, or FGMRES."""
         reasons = self._PETSc.KSP.ConvergedReason
-        indefinite = self._reason in (reasons.DIVERGED_INDEFINITE_PC, reasons.DIVERGED_INDEFINITE_MAT)
-        if not indefinite or self._type == "fgmres" or self._database.hasName("ksp_type"):
+        what = {reasons.DIVERGED_INDEFINITE_PC: "preconditioner", reasons.DIVERGED_INDEFINITE_MAT: "system"}.get(self._reason)
+        if what is None or self._type == "fgmres" or self._database.hasName("ksp_type"):
             return False
-        warnings.warn("the system or its preconditioner is not positive definite: FGMRES instead of CG", HpcHessWarning, stacklevel=2)
-        self._type = "fgmres"
+        former, self._type = self._type, "minres" if what == "system" and self._type == "cg" and self._definite_S else "fgmres"
+        text = f"the {what} is not positive definite: {self._type.upper()} instead of {former.upper()}"
+        tell(self.comm, [text])
         return True
 
     def warn_unused(self):

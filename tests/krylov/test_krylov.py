@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -192,9 +193,43 @@ def test_too_few_iterations_are_reported():
 def test_indefinite_system_changes_the_method_and_says_so():
     A = Dense(positive(30) - 0.2 * np.eye(30))
     B = right_hand_sides(30, 2)
-    with pytest.warns(HpcHessWarning, match="FGMRES"):
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
         result = solve(A, B[A.rows], 0.0, rtol=1e-8)
-    assert result.converged and true_residuals(A.H, 0.0, gathered(A, result.X_local), B).max() <= 1e-8
+    assert COMM.bcast([str(each.message) for each in record]) == ["the system is not positive definite: MINRES instead of CG"]
+    assert result.converged and result.method == "minres" and true_residuals(A.H, 0.0, gathered(A, result.X_local), B).max() <= 1e-8
+
+
+def signed(n, seed=0):
+    """(A, |A|) of eigenvalues ±1 … ±1e-3."""
+    Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))[0]
+    values = np.geomspace(1.0, 1e-3, n)
+    return (Q * (values * (-1.0) ** np.arange(n))) @ Q.T, (Q * values) @ Q.T
+
+
+def test_minres_with_the_absolute_value_as_preconditioner():
+    """|A|⁻¹A has the eigenvalues ±1: two steps, a few more for rounding; CG is not tried."""
+    H, absolute = signed(60)
+    A, S, B = Dense(H), Dense(np.linalg.inv(absolute)), right_hand_sides(60, 3)
+    S.definite = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HpcHessWarning)
+        result = solve(A, B[A.rows], 0.0, preconditioner=S, rtol=1e-10, definite=False)
+    assert result.converged and result.method == "minres" and result.iterations <= 8
+    assert true_residuals(H, 0.0, gathered(A, result.X_local), B).max() <= 1e-10
+
+
+@pytest.mark.parametrize("definite", [True, False])
+def test_an_indefinite_preconditioner_ends_with_fgmres(definite):
+    """Known from the start, or met by CG and told."""
+    H = positive(30)
+    A, S, B = Dense(H), Dense(np.linalg.inv(H - 0.3 * np.eye(30))), right_hand_sides(30, 2)
+    S.definite = definite
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = solve(A, B[A.rows], 0.0, preconditioner=S, rtol=1e-8, definite=definite)
+    assert result.converged and result.method == "fgmres"
+    assert true_residuals(H, 0.0, gathered(A, result.X_local), B).max() <= 1e-8
 
 
 def test_options_reach_petsc_and_do_not_stay(capfd):
