@@ -54,6 +54,8 @@ def describe(summary):
         _storage(summary),
         _error(summary),
     ]
+    if summary["format"] == "fmm" and "n_neighbors" in summary:
+        lines.insert(1, f"near lists  of {summary['n_neighbors']} neighbours, at most {summary['budget']:g} of the leaves before symmetrization")
     for key, text in (("norm_frobenius", "‖H‖_F"), ("lambda_max", "λ_max"), ("error_spectral", "‖H̃ − H‖₂")):
         if summary.get(key) is not None:
             lines.append(f"{text + ' ≈':<12}{summary[key]:.4g}")
@@ -82,10 +84,12 @@ def _error(summary):
 
 
 def _levels(levels):
-    yield f"{'level':>5} {'nodes':>8} {'rank min':>9} {'mean':>9} {'max':>6} {'bytes':>16}"
+    counted = all("near_blocks" in row and "far_blocks" in row for row in levels)
+    yield f"{'level':>5} {'nodes':>8} {'rank min':>9} {'mean':>9} {'max':>6} {'bytes':>16}" + (f" {'near':>9} {'far':>9}" if counted else "")
     for row in levels:
         yield (
             f"{row['level']:>5} {row['nodes']:>8} {row['rank_min']:>9} {row['rank_mean']:>9.1f} {row['rank_max']:>6} {row['bytes']:>16,}"
+            + (f" {row['near_blocks']:>9,} {row['far_blocks']:>9,}" if counted else "")
         )
 
 
