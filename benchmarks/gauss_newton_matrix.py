@@ -26,7 +26,7 @@ ROWS = 256  # of one block of the matrix
 
 def build_parser():
     """Arguments of the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, required=True, help="order of the matrix")
     parser.add_argument("--output", required=True, metavar="GN.f32", help="file to write")
     parser.add_argument("--seed", type=int, default=0, help="of the fit")

@@ -107,7 +107,7 @@ class PetscOperator(RowOperator):
             sizes = self._mat.getSizes()[0], (PETSc.DECIDE, X.shape[1])
             dense = PETSc.Mat().createDense(sizes, array=np.asfortranarray(X), comm=self.comm)
             product = self._mat.matMult(dense)
-            result = np.ascontiguousarray(product.getDenseArray(readonly=True))
+            result = np.array(product.getDenseArray(readonly=True), order="C")
             for each in (dense, product):
                 each.destroy()
             return result
