@@ -5,6 +5,7 @@ import numpy as np
 from hpcHess.backend.correction import correct
 from hpcHess.backend.elimination import eliminate
 from hpcHess.backend.interpolate import interpolate
+from hpcHess.backend.isolate import isolate
 from hpcHess.backend.orthogonal import couple, eliminate_orthogonally
 
 
@@ -56,6 +57,10 @@ class ArrayBackend:
     def interpolate(self, R, starts, tolerance, max_rank=None, samples=None):
         """Row interpolative decomposition of every piece R[starts[i] : starts[i + 1]]: see `backend.interpolate`."""
         return interpolate(self.xp, R, starts, tolerance, max_rank, samples)
+
+    def isolate(self, omega, Y, starts):
+        """Samples of every piece's far field from products alone: see `backend.isolate`."""
+        return isolate(self.xp, omega, Y, starts)
 
     def eliminate(self, A, order, T, delay=True):
         """Interpolative elimination of every symmetric block of A: see `backend.elimination`."""

@@ -52,6 +52,7 @@ class Skeletonizer:
                                  field's ‖·‖_F²; counts float64 [own nodes]: the independent samples in them, inf where R_α is all there is
         grow(level, wanted)      more samples for the nodes with wanted > 0 (int64 [own nodes]); True when another decomposition is worthwhile
         bound                    rank that the samples at hand support where no memory is left for more, else None
+        deepen()                 after a pass whose tails were too optimistic: whether the next one has better samples
         climb(level, above)      go on to the parents of a finished level
         finish()                 after level 1
         by_entries               whether couplings are exact entries; else `finish` makes them
@@ -109,8 +110,8 @@ class Skeletonizer:
                 R = R * lengths.astype(R.dtype)
             limit = min((bound for bound in (max_rank, samples.bound) if bound), default=None)
             found = self.backend.interpolate(R, starts_of(columns), tolerance, limit, counts)
-            short = (found.ranks > counts - np.maximum(10, counts // 4)) & (counts < enough) & (found.ranks < columns)
-            wanted = np.where(short, np.minimum(enough, counts + counts // 2 + 16), 0).astype(np.int64)
+            short = (found.ranks > np.minimum(counts - 10, np.ceil(0.75 * counts))) & (counts < enough) & (found.ranks < columns)
+            wanted = np.where(short, np.minimum(enough, np.floor(1.5 * counts) + 16), 0).astype(np.int64)
             if not samples.grow(level, wanted):
                 return found
 

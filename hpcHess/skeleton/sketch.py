@@ -16,14 +16,14 @@ PRODUCT_BYTES = 1 << 27  # of one N × k block; up to three live at once: Ω, H�
 
 
 class Sketch:
-    """Ω and Y = HΩ in this rank's tree rows, [n_local, k] each, growing by `extend`.
+    """Ω and Y = HΩ in this rank's tree rows, [n_local, k] each, growing by `extend`; `n_products`: of these and of `fresh`.
 
     Ω is standard normal and seeded by parameter index and column: the same for any number of ranks.
     """
 
     def __init__(self, operator, permutation, tree_starts, seed, stream="sketch"):
         self.operator, self.permutation, self.starts = operator, permutation, tree_starts
-        self.seed, self.stream = seed, stream
+        self.seed, self.stream, self.n_products = seed, stream, 0
         me = operator.comm.rank
         self.rows = permutation[tree_starts[me] : tree_starts[me + 1]]
         self.omega = np.zeros((len(self.rows), 0), operator.dtype)
@@ -43,6 +43,7 @@ class Sketch:
     def extend(self, n_more, advance=lambda n: None):
         """n_more further columns: returns their (Ω, Y), [n_local, n_more]. Collective; `advance(n)` after every n columns."""
         operator, n_params = self.operator, self.operator.shape[0]
+        self.n_products += n_more
         width = max(1, PRODUCT_BYTES // (n_params * operator.dtype.itemsize))
         omega, Y = (np.empty((len(self.rows), n_more), operator.dtype) for _ in range(2))
         for a in range(0, n_more, width):
@@ -60,6 +61,7 @@ class Sketch:
 
     def fresh(self, n_columns, stream):
         """(G, HG) [n_local, n_columns] in tree rows for Gaussian G of another stream: probes that this sketch has not seen. Collective."""
+        self.n_products += n_columns
         return Sketch(self.operator, self.permutation, self.starts, self.seed, stream).extend(n_columns)
 
 
@@ -70,6 +72,11 @@ class SketchSamples:
 
     def __init__(self, sketch):
         self.sketch, self.bound = sketch, None
+
+    @staticmethod
+    def first_columns(tree, leaf_size):
+        """Enough for any leaf."""
+        return min(tree.n, leaf_size + 16)
 
     def start(self, build):
         """R and Ω of the leaves."""
@@ -95,6 +102,10 @@ class SketchSamples:
         concatenate = self.build.backend.xp.concatenate
         self.R, self.omega = concatenate([self.R, more_R], axis=1), concatenate([self.omega, more_omega], axis=1)
         return True
+
+    def deepen(self):
+        """Gaussian samples tell the tails as they are."""
+        return False
 
     def climb(self, level, above):
         """R and Ω of the parents."""

@@ -34,12 +34,17 @@ class Neighbours:
     changed: float
 
 
+def has_metric(operator):
+    """Whether distances between its parameters can be had: from an embedding, or from a diagonal and entries."""
+    return hasattr(operator, "partial_probe") or (hasattr(operator, "diagonal") and hasattr(operator, "entries_batch"))
+
+
 def nearest_neighbours(operator, n_neighbours, distance="angle", seed=0):
     """`Neighbours` in the metric `angle` or `kernel` (`tree.distance.metric_of`). Collective; the same lists for any number of ranks, up to rounding.
 
     O(N κ) memory, O(N κ log N) distances. InputError where the operator has neither an embedding nor entries.
     """
-    if not (hasattr(operator, "partial_probe") or hasattr(operator, "diagonal") and hasattr(operator, "entries_batch")):
+    if not has_metric(operator):
         raise InputError("this operator has neither an embedding nor a diagonal and entries, which neighbours need: use format = 'hss'")
     comm, n = operator.comm, len(operator.alive)
     count, starts = min(n_neighbours, max(0, n - 1)), row_starts(n, comm.size)
