@@ -30,8 +30,8 @@ def inverse_laplacian(n, seed=0, shift=1e-3, power=2, dtype=np.float64):
     """K = (L + σI)^−p, L the 5-point Laplacian (4 on the diagonal, −1 for neighbours) with Dirichlet boundaries, σ = `shift`, p = `power` 1 or 2.
 
     The n points are the first of a grid of ⌈√n⌉ columns, row by row; `seed` is not used. K02: p = 2, the squared inverse of a regularized
-    Laplacian. λ(L) lies in (2π²/n, 8), so κ(K) ≈ (8 / (2π²/n + σ))^p. σ < 0: Helmholtz, λ = 2π/√−σ points a wave, K03 with p = 2 (definite);
-    p = 1 is indefinite with as many negative eigenvalues as L has below −σ; then κ(K) is as large as −σ is close to one.
+    Laplacian; on a full grid κ(K) = ((8 cos²θ + σ) / (8 sin²θ + σ))^p with θ = π/(2√n + 2). σ < 0: Helmholtz with 2π/√−σ points a wave, K03
+    with p = 2 (definite); p = 1 is indefinite, with as many negative eigenvalues as L has below −σ. κ grows as −σ comes close to one.
     """
     _require(power in (1, 2), f"power must be 1 or 2, not {power}")
     rows, columns, _ = _grid(n)
