@@ -14,7 +14,7 @@ EXPONENT = 0.85
 ATTEMPTS = 8
 FIRST = 1.5  # of the share: about what the corrected tails overestimate, and a first pass need not be tight
 LEARNING = 2  # attempts after which the shares are set by what was stored
-AIM = 0.97  # of rtol, for the upper end of the interval
+AIM = 0.96  # of rtol, for the upper end of the interval
 GOOD = 0.93  # an error above this part of rtol is used well enough
 
 
@@ -65,7 +65,7 @@ class Budget:
         met = high <= self.rtol
         if not any(part.any() for part in self.shares) or self.attempts == ATTEMPTS or (saturated and self.attempts > LEARNING):
             return False
-        if met and self.attempts > LEARNING and (high >= GOOD * self.rtol or self.attempts > LEARNING + 1):
+        if met and self.attempts >= LEARNING and (high >= GOOD * self.rtol or self.attempts > LEARNING + 1):
             return False
         if self.attempts <= LEARNING:
             self.shares = shares_by_storage(levels)

@@ -5,7 +5,7 @@ import pytest
 
 from hpcHess.hierarchical import tolerance
 from hpcHess.hierarchical.compress import compress
-from hpcHess.hierarchical.tolerance import Budget, equal_shares, shares_by_storage
+from hpcHess.hierarchical.tolerance import FIRST, Budget, equal_shares, shares_by_storage
 from hpcHess.tree.interactions import far_fields, far_pairs, near_self
 from tests.reference.dense_operator import DenseOperator, exponential_kernel
 
@@ -31,14 +31,14 @@ def test_shares_by_storage_add_up(comm):
 
 def test_tolerances_square_to_the_budget():
     budget = Budget(1e-2, 50.0, hss(3))
-    assert np.isclose(2 * sum(np.sum(part**2) for part in budget.tolerances()), (1e-2 * 50.0) ** 2)
+    assert np.isclose(2 * sum(np.sum(part**2) for part in budget.tolerances()), (FIRST * 1e-2 * 50.0) ** 2)
 
 
 def test_a_missed_error_tightens_and_a_met_one_ends(comm):
     H = compress(DenseOperator(exponential_kernel(200), comm), rtol=1e-2, leaf_size=32)
     budget = Budget(1e-2, 1.0, hss(H.tree.depth))
     assert budget.learn(2e-2, 1.0, H.levels, False)
-    assert budget.share < 0.5
+    assert budget.share < 0.5 * FIRST
     assert budget.learn(1.2e-2, 1.0, H.levels, False)
     assert not budget.learn(0.97e-2, 1.0, H.levels, False)
     saturated = Budget(1e-2, 1.0, hss(H.tree.depth))
@@ -52,7 +52,7 @@ def test_a_step_that_changes_no_rank_is_followed_by_a_larger_one(comm):
     for _ in range(5):
         assert budget.learn(1.02e-2, 1.0, H.levels, False)
         shares.append(budget.share)
-    assert shares[0] > 0.9 and shares[-1] < 0.15
+    assert shares[0] > 0.9 * FIRST and shares[-1] < 0.15 * FIRST
 
 
 def test_sharing_by_storage_pays(comm, monkeypatch):
