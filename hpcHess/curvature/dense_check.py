@@ -100,7 +100,8 @@ class _Pass:
             self._locate(rows, columns)
         if difference > self.difference:
             i, j = np.unravel_index(np.argmax(D), D.shape)
-            self.difference, self.where = difference, (first + int(i), second + int(j))
+            j, i = sorted((first + int(i), second + int(j)))
+            self.difference, self.where = difference, (i, j)
         self.largest = max(self.largest, largest)
         np.maximum(self.live[rows], by_row > 0, out=self.live[rows])
         np.maximum(self.live[columns], by_column > 0, out=self.live[columns])

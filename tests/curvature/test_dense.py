@@ -139,15 +139,14 @@ def test_an_asymmetric_matrix_is_refused_with_the_place(comm, i, j):
         K[i, j] += dtype(size) * np.abs(K).max()
         with pytest.raises(InputError, match="not symmetric") as caught:
             DenseMatrix(K, comm=comm)
-        assert f"[{max(i, j)}, {min(i, j)}]" in str(caught.value) or f"[{min(i, j)}, {max(i, j)}]" in str(caught.value)
-        assert "\n" not in str(caught.value)
+        assert f"[{max(i, j)}, {min(i, j)}] and [{min(i, j)}, {max(i, j)}]" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_largest_difference_is_named(comm):
     K = symmetric()
     for (i, j), by in {(50, 2): 0.1, (30, 31): 3.0, (4, 60): 0.2}.items():
         K[i, j] += by
-    with pytest.raises(InputError, match=r"\[31, 30\] and \[30, 31\].* differ by 3,|\[30, 31\] and \[31, 30\].* differ by 3,"):
+    with pytest.raises(InputError, match=r"\[31, 30\] and \[30, 31\] .* differ by 3,"):
         DenseMatrix(K, comm=comm)
 
 

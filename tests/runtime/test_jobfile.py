@@ -200,3 +200,33 @@ def test_reference_names_every_key_with_its_default():
         for name, key in keys.items():
             assert key.doc and any(line.startswith(f"{name} =") and key.doc in line for line in lines)
     assert any(line.startswith("rtol = 0.01 ") for line in lines)
+
+
+MATRIX = '[matrix]\nfile = "K.f32"\nn = 12\n'
+
+
+def test_a_job_of_a_matrix_has_only_the_tables_in_use(job_path):
+    job = jobfile.load(job_path(MATRIX), ["compress.rtol=0.1"])
+    assert list(job.tables) == ["matrix", "compress"]
+    assert job["matrix"] == {"file": "K.f32", "n": 12} and job["compress"]["rtol"] == 0.1
+    assert job.path("matrix", "file") == job_path(MATRIX).parent / "K.f32"
+    assert jobfile.Job.from_text(job.text, job.directory).tables == job.tables
+    assert "matrix" not in jobfile.load(job_path(MINIMAL)).tables
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (MATRIX + '[network]\nweights = "w.npz"\n', r"\[matrix\] takes the place of \[network\]"),
+        (MATRIX + "[network.fit]\nhidden = [3]\n", r"\[matrix\] takes the place of \[network\]"),
+        (MATRIX + '[data]\ndataset = "digits"\n', r"\[matrix\] takes the place of \[data\]"),
+        (MATRIX + '[curvature]\nkind = "gauss-newton"\n', r"\[matrix\] takes the place of \[curvature\]"),
+        ("[matrix]\nn = 12\n", "matrix.file is missing"),
+        ('[matrix]\nfile = "K.f32"\nn = 0\n', "matrix.n must be at least 1"),
+        ('[matrix]\nfil = "K.f32"\n', "did you mean matrix.file"),
+        ('matrix = "K.f32"\n', r"write \[matrix\]"),
+    ],
+)
+def test_a_matrix_and_a_network_contradict_each_other(job_path, text, words):
+    with pytest.raises(InputError, match=words):
+        jobfile.load(job_path(text))
