@@ -11,6 +11,7 @@ from hpcHess.curvature.from_job import operator_from_job
 from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.damping import damping_of, parse_damping
 from hpcHess.hierarchical.file import save
+from hpcHess.hierarchical.iterative import preconditioning_factors
 from hpcHess.parallel.agree import on_root
 from hpcHess.runtime.errors import DONE, RTOL_NOT_MET, InputError
 from hpcHess.runtime.jobfile import load as load_job
@@ -27,7 +28,7 @@ def build_parser():
     parser.add_argument("job", metavar="JOB.toml", help="job file (docs/JOBS.md)")
     parser.add_argument("--output", required=True, metavar="F.h5", help="factor file to write")
     parser.add_argument("--set", action="append", default=[], metavar="table.key=value", help="change one key of the job")
-    parser.add_argument("--damping", type=parse_damping, metavar="λ", help="also store Woodbury factors: a number, or like 0.01*lmax")
+    parser.add_argument("--damping", type=parse_damping, metavar="λ", help="also store direct factors (compress.solver): a number, or like 0.01*lmax")
     parser.add_argument("--backend", default="auto", choices=("auto", "numpy", "native", "cupy"), help="array backend")
     return parser
 
@@ -72,15 +73,17 @@ def _job(args):
 
 
 def _factors(session, matrix, given):
-    """Woodbury factors to be stored, or None: not asked for, or (the work is done, and the file holds it) impossible."""
+    """Direct factors to be stored, of an FMM matrix those of its preconditioner, or None: not asked for, or (the work is done, and the file
+    holds it) impossible.
+    """
     if given is None:
         return None
     damping = damping_of(given, matrix)
     try:
-        with session.phase("Woodbury factors"):
-            return matrix.factorize(damping)
+        with session.phase("factors"):
+            return matrix.factorize(damping) if matrix.format == "hss" else preconditioning_factors(matrix, damping)
     except InputError as error:
-        session.warn(f"no Woodbury factors are stored: {error}")
+        session.warn(f"no factors are stored: {error}")
         return None
 
 

@@ -38,7 +38,7 @@ def summarize(file, verified):
         "checksums_verified": bool(verified),
         **{key: given[key] for key in ("n_params", "n_alive", "depth", "leaf_size", "dtype", "format_version")},
         **json.loads(given["report"], parse_constant=lambda _: None),  # NaN and Infinity are no JSON
-        "woodbury_damping": given.get("woodbury_damping"),
+        **_factors(given),
         "provenance": json.loads(given["provenance"]),
         "job_directory": given["job_directory"],
         "job": given["job"],
@@ -59,11 +59,36 @@ def describe(summary):
     for key, text in (("norm_frobenius", "‖H‖_F"), ("lambda_max", "λ_max"), ("error_spectral", "‖H̃ − H‖₂")):
         if summary.get(key) is not None:
             lines.append(f"{text + ' ≈':<12}{summary[key]:.4g}")
-    damping = summary["woodbury_damping"]
-    lines.append(f"solver      {'no factors stored' if damping is None else f'Woodbury factors for damping {damping:g}'}")
+    lines += _solver(summary)
     lines += ["", *_levels(summary.get("levels", [])), "", *_provenance(summary)]
     lines += [f"warning: {text}" for text in summary.get("warnings", [])]
     return "\n".join(lines)
+
+
+def _factors(given):
+    """What the attributes tell of stored direct factors, None where there are none: the matrix's own, or its preconditioner's."""
+    name = "preconditioner_woodbury" if "preconditioner_woodbury_damping" in given else "woodbury"
+    error = given.get(f"{name}_backward_error")
+    damping, solver = given.get(f"{name}_damping"), given.get(f"{name}_solver", "elimination")
+    return {
+        "woodbury_damping": damping,
+        "woodbury_solver": None if damping is None else solver,
+        "woodbury_backward_error": error if error is not None and error < float("inf") else None,
+    }
+
+
+def _solver(summary):
+    damping, error, second = (summary.get(key) for key in ("woodbury_damping", "woodbury_backward_error", "preconditioner"))
+    if second is not None:
+        yield (
+            f"solver      PETSc, preconditioned by an HSS matrix (rtol {second['rtol']:g}) of {second['storage_entries']:,} further numbers, "
+            f"{summary['preconditioner_percent']:.4g} % of N²"
+        )
+    if damping is None:
+        yield f"{'' if second else 'solver':<12}no factors stored"
+    else:
+        told = "" if error is None else f", backward error {error:.1e}"
+        yield f"{'' if second else 'solver':<12}{summary['woodbury_solver']} factors for damping {damping:g}{told}"
 
 
 def _storage(summary):

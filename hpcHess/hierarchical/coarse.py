@@ -17,7 +17,7 @@ from hpcHess.skeleton.levels import PairBlocks, select
 from hpcHess.skeleton.skeletonize import Skeletonizer
 from hpcHess.tree.interactions import far_fields, far_pairs, near_self
 
-RTOL = 1e-1  # of the whole matrix; never finer than the FMM matrix itself
+RTOL = 1e-2  # of the whole matrix; never finer than the FMM matrix itself
 
 
 def coarse_hss(skeletonizer, matrix, rtol, norm, max_rank=0):

@@ -24,13 +24,15 @@ def safe_shift(matrix, damping):
 def preconditioning_factors(matrix, damping, solver=None):
     """Direct factors that precondition H̃ + λI and H + λI: of H̃ where it is HSS, else of its coarser HSS matrix (None without one).
 
-    HpcHessWarning where they have lost digits. Collective.
+    Those of `safe_shift`, or, where these are indefinite, as H then is, of λ. HpcHessWarning where they have lost digits. Collective.
     """
     direct = matrix if matrix.format == "hss" else matrix.preconditioner
     check_damping(damping)
     if direct is None:
         return None
     factors = direct.factors(safe_shift(direct, damping), solver or matrix.solver)
+    if factors.negative and factors.damping > damping:
+        factors = direct.factors(damping, solver or matrix.solver)
     tell(matrix.comm, digits_lost(factors))
     return factors
 

@@ -172,7 +172,7 @@ def test_factors_that_cannot_be_made_cost_no_compression(folder):
     run = ok(drive("compress", job, "--output", folder / "singular" / "F.h5", "--damping", "0", "--set", "compress.dtype=float64"))
     with h5py.File(folder / "singular" / "F.h5", "r") as file:
         assert "woodbury_damping" not in file.attrs and file.attrs["complete"]
-    assert any("no Woodbury factors are stored: " in line and "singular" in line for line in run.warnings), run.err
+    assert any("no factors are stored: " in line and "singular" in line for line in run.warnings), run.err
 
 
 def test_a_network_of_dead_parameters(folder):
@@ -337,3 +337,41 @@ def test_vectors_do_not_replace_their_source_nor_overflow(case, driver, source, 
 def test_rtol_needs_refine(case):
     run = drive("solve", case.F, "--rhs", "x.npy", "--output", "y.npy", "--damping", "0.1", "--rtol", "1e-3")
     assert run.status == 2 and "--refine exact" in run.err
+
+
+@pytest.mark.parametrize("solver", ["ulv", "woodbury"])
+def test_the_job_s_solver_is_stored_and_used(case, solver):
+    """By the file's job, unless --solver names another one."""
+    F, X = case.folder / f"{solver}.h5", case.folder / "Xs.npy"
+    ok(drive("compress", case.job, "--output", F, "--damping", "0.05*lmax", "--set", f"compress.solver={solver}"))
+    summary = json.loads(drive("info", F, "--json").out)
+    assert summary["woodbury_solver"] == summary["solver"] == solver and summary["woodbury_backward_error"] < 1e-9
+    assert f"{solver} factors for damping" in drive("info", F).out
+    given = ("--rhs", case.folder / "V.npy", "--output", X, "--damping", "0.05*lmax")
+    for more, expected in (((), solver), (("--solver", "elimination"), "elimination"), (("--solver", solver), solver)):
+        run = ok(drive("solve", F, *given, *more))
+        assert f"solver: {expected}, backward error" in run.out and run.residual("compressed") < 1e-9
+    run = ok(drive("solve", F, *given, "--refine", "exact"))
+    assert f"preconditioned by {solver}, backward error" in run.out and run.residual("exact") <= 1e-8
+
+
+def test_fmm_from_end_to_end(case):
+    """Compressed, told of, solved with by PETSc, to either residual; the preconditioner and its factors are in the file."""
+    F, X = case.folder / "fmm.h5", case.folder / "Xf.npy"
+    more = ("compress.format=fmm", "compress.budget=0.4", "compress.n_neighbors=8", "compress.leaf_size=12")
+    ok(drive("compress", case.job, "--output", F, "--damping", "0.05*lmax", *(word for key in more for word in ("--set", key))))
+    summary, told = json.loads(drive("info", F, "--json").out), drive("info", F).out
+    assert summary["format"] == "fmm" and summary["preconditioner_percent"] > 0 and summary["woodbury_damping"] >= 0.05 * summary["lambda_max"]
+    assert "preconditioned by an HSS matrix" in told and "elimination factors for damping" in told
+    value = 0.05 * summary["lambda_max"]
+    given = ("--rhs", case.folder / "V.npy", "--output", X, "--damping", "0.05*lmax")
+    run = ok(drive("solve", F, *given))
+    assert "iterations of CG, preconditioned by elimination of a coarser HSS matrix" in run.out and run.residual("compressed") <= 1e-10
+    assert "log|det" not in run.out
+    run = ok(drive("solve", F, *given, "--refine", "exact", "--rtol", "1e-9", "--solver", "ulv"))
+    assert residuals(case.H + value * np.eye(case.N), np.load(X), case.V).max() <= 1e-9 and "preconditioned by ulv" in run.out
+    assert ok(drive("solve", F, *given, "--rtol", "1e-3")).residual("compressed") > 1e-10
+    run = ok(drive("solve", F, *given, "-ksp_max_it", "1"), 4)
+    assert any("not converged" in line for line in run.warnings)
+    ok(drive("multiply", F, "--input", case.folder / "I.npy", "--output", case.folder / "Uf.npy"))
+    assert relative(np.load(case.folder / "Uf.npy"), case.H) <= 1e-3

@@ -1,0 +1,177 @@
+"""Solves with FMM matrices: PETSc with a coarser HSS matrix as preconditioner, against dense algebra on H̃ itself."""
+
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+pytest.importorskip("petsc4py")
+
+from hpcHess.hierarchical.compress import compress
+from hpcHess.hierarchical.file import load
+from hpcHess.hierarchical.iterative import preconditioning_factors, solve_iteratively
+from hpcHess.krylov.solve import solve
+from hpcHess.runtime.errors import InputError
+from tests.hierarchical.test_damping import said
+from tests.reference.dense_operator import DenseOperator, exponential_kernel
+
+N = 300
+COMM = MPI.COMM_WORLD
+
+
+@cache
+def compressed(indefinite=False, budget=0.3, dtype="float64"):
+    """(H̃, its dense form)."""
+    K = exponential_kernel(N, scale=1.0)
+    K -= np.diag(4 * np.random.default_rng(1).random(N) + 2) if indefinite else 0
+    K[::19], K[:, ::19] = 0, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        H = compress(DenseOperator(K, COMM), rtol=1e-4, leaf_size=20, distance="angle", format="fmm", budget=budget, n_neighbors=8, dtype=dtype)
+    assert H.format == ("fmm" if budget else "hss")
+    A = H @ np.eye(N)
+    return H, (A + A.T) / 2
+
+
+def rows(H):
+    return slice(*H.tree_rows(H.parameter_starts))
+
+
+@pytest.mark.parametrize("solver", ["elimination", "ulv", "woodbury"])
+@pytest.mark.parametrize("relative", [1e-2, 1e-3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_definite(dtype, relative, solver):
+    """CG, to the residual asked for, in fewer steps than without the preconditioner."""
+    H, A = compressed(dtype=dtype)
+    damping, B = relative * H.report["lambda_max"], np.random.default_rng(0).standard_normal((N, 3))
+    X = H.solve(B, damping=damping, solver=solver)
+    assert (np.linalg.norm(A @ X + damping * X - B, axis=0) <= 1e-10 * np.linalg.norm(B, axis=0)).all()
+    found = solve_iteratively(H, H, B[rows(H)], damping, solver)
+    plain = solve(H, B[rows(H)], damping, rtol=1e-10)
+    assert found.method == "cg" and found.converged and found.iterations < 0.7 * plain.iterations
+
+
+@pytest.mark.parametrize("solver", ["elimination", "ulv"])
+def test_indefinite(solver):
+    """MINRES with the absolute value of factors that are indefinite themselves."""
+    H, A = compressed(indefinite=True)
+    damping, B = 1.0, np.random.default_rng(0).standard_normal((N, 2))
+    values = np.linalg.eigvalsh(A + damping * np.eye(N))
+    assert (values < 0).sum() > 5
+    found = solve_iteratively(H, H, B[rows(H)], damping, solver)
+    factors = preconditioning_factors(H, damping, solver)
+    assert factors.negative > 0 and found.method == "minres" and found.converged
+    X = H.solve(B, damping=damping, solver=solver)
+    assert (np.linalg.norm(A @ X + damping * X - B, axis=0) <= 1e-10 * np.linalg.norm(B, axis=0)).all()
+    plain = solve_iteratively(H, H, B[rows(H)], damping, "woodbury")
+    assert plain.method == "fgmres" and plain.converged, "no signs to drop"
+
+
+def test_indefiniteness_that_the_preconditioner_does_not_see():
+    """Factors at μ > λ are definite, CG meets negative curvature and gives way to MINRES, which is told."""
+    H, A = compressed()
+    damping, B = 1e-3, np.ones((N, 1))
+    shifted = _Shifted(H, -0.4)  # a negative eigenvalue or more of A − 0.4 I + λI
+    assert 0 < (np.linalg.eigvalsh(A) - 0.4 + damping < 0).sum() < N
+    results = []
+    told = said(COMM, lambda: results.append(solve_iteratively(shifted, H, B[rows(H)], damping)))
+    assert results[0].method == "minres" and any("MINRES instead of CG" in line for line in told)
+    X = np.concatenate(COMM.allgather(results[0].X_local))
+    assert results[0].converged
+    assert np.linalg.norm((A + (damping - 0.4) * np.eye(N)) @ X - B) <= 1e-9 * np.linalg.norm(B)
+
+
+class _Shifted:
+    """H̃ + σI as an operator."""
+
+    def __init__(self, H, shift):
+        self.comm, self.shape, self._H, self._shift = H.comm, H.shape, H, shift
+
+    def matmat_rows(self, V):
+        return self._H.matmat_rows(V) + self._shift * V
+
+
+def test_the_exact_operator_is_preconditioned_too():
+    H, _ = compressed()
+    K, B = H.operator.H, np.random.default_rng(2).standard_normal((N, 2))
+    damping = 1e-2 * H.report["lambda_max"]
+    exact = _Rows(H.operator)
+    found = solve_iteratively(exact, H, B[rows(H)], damping, rtol=1e-9)
+    X = np.concatenate(COMM.allgather(found.X_local))
+    assert found.converged and np.linalg.norm(K @ X + damping * X - B) <= 2e-9 * np.linalg.norm(B)
+
+
+class _Rows:
+    """A DenseOperator's products in parameter rows."""
+
+    def __init__(self, operator):
+        from hpcHess.parallel.ownership import row_starts
+
+        self.comm, self.shape, self._H = operator.comm, operator.shape, operator.H
+        self._starts = row_starts(len(operator.H), operator.comm.size)
+
+    def matmat_rows(self, V):
+        whole = np.concatenate(self.comm.allgather(V))
+        return self._H[self._starts[self.comm.rank] : self._starts[self.comm.rank + 1]] @ whole
+
+
+def test_the_preconditioner_is_a_coarser_hss_matrix(shared_tmp):
+    """Of the same tree and leaves, its size apart; in the file too, its factors likewise."""
+    H, A = compressed()
+    coarse, told = H.preconditioner, H.report["preconditioner"]
+    C = coarse @ np.eye(N)
+    assert coarse.format == "hss" and coarse.tree is H.tree
+    sizes = np.r_[0, np.cumsum(H.tree.leaf_sizes)]
+    p = H.tree.permutation
+    for a, b in zip(sizes[:-1], sizes[1:]):
+        assert np.array_equal(C[np.ix_(p[a:b], p[a:b])], (H @ np.eye(N))[np.ix_(p[a:b], p[a:b])])
+    assert np.linalg.norm(C - A) <= 1.5 * told["rtol"] * np.linalg.norm(A) and told["rtol"] > H.report["rtol"]
+    assert 0.5 * np.linalg.norm(C - A, 2) <= told["error_spectral"] <= 1.01 * np.linalg.norm(C - A, 2)
+    own = sum(level.T.offsets[-1] + level.far.blocks.offsets[-1] for level in coarse.levels[1:])
+    assert told["storage_entries"] == COMM.allreduce(int(own))
+    assert H.report["preconditioner_percent"] == pytest.approx(100 * told["storage_entries"] / N**2)
+    factors = preconditioning_factors(H, 0.5)
+    H.save(shared_tmp / "F.h5", factors=factors)
+    B = np.random.default_rng(0).standard_normal((N, 2))
+    for comm in (COMM, MPI.COMM_SELF):
+        G = load(shared_tmp / "F.h5", comm)
+        np.testing.assert_allclose(G.preconditioner @ np.eye(N), C, rtol=0, atol=1e-13 * np.abs(C).max())
+        assert G.preconditioner.report == told and list(G.preconditioner._factors) == [(factors.damping, "elimination")]
+        X = G.solve(B, damping=0.5)
+        assert (np.linalg.norm(A @ X + 0.5 * X - B, axis=0) <= 1e-10 * np.linalg.norm(B, axis=0)).all()
+
+
+def test_what_fmm_matrices_do_not_have():
+    H, _ = compressed()
+    for refused in (lambda: H.logdet(0.1), lambda: H.inertia(0.1), lambda: H.factorize(0.1)):
+        with pytest.raises(InputError, match='format = "hss"'):
+            refused()
+    for wrong in (-1.0, np.nan):
+        with pytest.raises(InputError, match="damping"):
+            H.solve(np.ones(N), wrong)
+    with pytest.raises(InputError, match="elimination or ulv"):
+        H.solve(np.ones(N), 0.1, solver="lu")
+
+
+def test_doubts_are_told():
+    """λ below the compression error; a residual that is not reached."""
+    H, _ = compressed()
+    told = said(COMM, lambda: H.solve(np.ones(N), 1e-9 * H.report["lambda_max"]))
+    assert any("not trustworthy" in line for line in told)
+    told = said(COMM, lambda: H.solve(np.ones(N), 0.1 * H.report["lambda_max"], rtol=1e-30))
+    assert any("asked 1e-30" in line for line in told)
+
+
+def test_without_a_preconditioner(shared_tmp):
+    """An FMM matrix that was not made by `compress` is solved with all the same."""
+    H, A = compressed()
+    kept, H.preconditioner = H.preconditioner, None
+    try:
+        X = H.solve(np.ones(N), 0.5)
+        assert np.linalg.norm(A @ X + 0.5 * X - 1) <= 1e-10 * np.sqrt(N)
+        H.save(shared_tmp / "F.h5")
+        assert load(shared_tmp / "F.h5", COMM).preconditioner is None
+    finally:
+        H.preconditioner = kept
