@@ -52,6 +52,12 @@ class Entries:
         column = np.where(is_bias, inner, column)
         return neuron + self.samples.neuron_starts[layer], column + self.samples.row_starts[layer]
 
+    def mean_kernel(self, neurons):
+        """(1/n) Σ_i κ_i(p, p') for neurons numbered through all layers, [c, c]: the entries between their biases, there or not."""
+        layer = np.searchsorted(self.samples.neuron_starts, neurons, side="right") - 1
+        ones = self.samples.row_starts[layer + 1] - 1
+        return self._block(neurons, ones, neurons, ones)
+
     def block(self, I, J):
         """H[I, J], [|I|, |J|], for int64 parameter indices in any order."""
         return self._block(*self.locate(I), *self.locate(J))

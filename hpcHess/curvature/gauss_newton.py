@@ -127,6 +127,17 @@ class GaussNewton:
                     part += X[:, lo:hi] @ gaussian_rows(seed, f"inputs {layer}", lo, hi, range(width), self.dtype) / np.sqrt(width)
         return self._entries.locate(np.arange(self.n_params))[1], rows
 
+    def neuron_groups(self, most):
+        """(groups int64 [N], starts int64 [L + 1], chosen int64 [c], K [c, c]): each parameter's neuron, numbered through all layers that begin
+        at `starts`, and the mean kernel K_pp' = (1/n) Σ_i κ_i(p, p') of all neurons, or of about `most` of them, evenly spaced in each
+        layer. Not collective; the same for any number of ranks.
+        """
+        starts = self.samples.neuron_starts
+        share = max(2, most // self.samples.n_layers) if starts[-1] > most else int(starts[-1])
+        chosen = [np.unique(np.linspace(a, b - 1, min(share, b - a)).astype(np.int64)) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        chosen = np.concatenate(chosen)
+        return self._entries.locate(np.arange(self.n_params))[0], starts, chosen, self._entries.mean_kernel(chosen).astype(np.float64)
+
     def _sees(self, layer, piece):
         """Whether some sample has both x_iq ≠ 0 and C_i e_p ≠ 0, [d_ℓ, d_{ℓ−1} + 1] of 0 and 1."""
         meet = self.samples.active(layer, piece).astype(np.float32) @ (self.samples.inputs(layer)[:, piece] != 0).astype(np.float32).T

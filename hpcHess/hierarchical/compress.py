@@ -57,7 +57,7 @@ def compress(
     progress = Silent() if progress is None else progress
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("tree"):
-        tree = build_tree(operator, leaf_size, distance, seed)
+        tree = build_tree(operator, leaf_size, distance, seed, rtol)
     near, neighbours = near_self(tree.depth), None
     if most_near(tree.depth, budget) > 1 or (sampling == "rows" and has_metric(operator)):
         with progress.phase("neighbours"):

@@ -8,23 +8,27 @@ from hpcHess.runtime.errors import InputError
 from hpcHess.tree.distance import metric_of
 from hpcHess.tree.inputs import EMBEDDING_COLUMNS as EMBEDDED_INPUT_COLUMNS
 from hpcHess.tree.inputs import input_order
+from hpcHess.tree.neurons import network_layers, neuron_tree
 from hpcHess.tree.split import split_points
 from hpcHess.tree.tree import Tree, depth_for
 
 EMBEDDING_COLUMNS = 32
-DISTANCES = ("angle", "kernel", "input", "parameter", "random")
+DISTANCES = ("angle", "kernel", "input", "neuron", "parameter", "random")
 
 
-def build_tree(operator, leaf_size, distance="parameter", seed=0):
+def build_tree(operator, leaf_size, distance="parameter", seed=0, rtol=1e-2):
     """Tree over `operator.alive`. Collective; the same on every rank, for any number of ranks up to rounding in the embedding.
 
     distance: `angle`, `kernel` (geometry-oblivious, `tree.distance.metric_of`), `input` (network-respecting, from
-    `operator.input_groups`: `tree.inputs`), or the controls `parameter` (parameter order), `random`.
+    `operator.input_groups`: `tree.inputs`), `neuron` (rectangles of neurons and inputs, `tree.neurons`; leaves differ in size, cuts
+    depend on rtol), or the controls `parameter` (parameter order), `random`.
     Raises InputError for an unknown distance, or one that the operator has no embedding for.
     """
     if distance not in DISTANCES:
         raise InputError(f"unknown distance {distance!r}: choose one of {', '.join(DISTANCES)}")
     alive = operator.alive
+    if distance == "neuron":
+        return on_root(operator.comm, _neuron_tree, operator, leaf_size, seed, rtol)
     depth = depth_for(len(alive), leaf_size)
     if distance == "parameter":
         order = np.arange(len(alive))
@@ -43,6 +47,13 @@ def _network_order(operator, depth, seed):
         raise InputError("this operator has no network inputs: use another distance than 'input'")
     groups, rows = operator.input_groups(EMBEDDED_INPUT_COLUMNS, seed)
     return on_root(operator.comm, input_order, groups[operator.alive], rows, depth)
+
+
+def _neuron_tree(operator, leaf_size, seed, rtol):
+    """The tree of rectangles, on one rank."""
+    if not hasattr(operator, "neuron_groups"):
+        raise InputError("this operator has no neurons: use another distance than 'neuron'")
+    return neuron_tree(network_layers(operator, EMBEDDED_INPUT_COLUMNS, seed), operator.alive, leaf_size, rtol)
 
 
 def _oblivious_order(operator, depth, distance, seed):

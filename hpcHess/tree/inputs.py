@@ -34,7 +34,7 @@ def input_order(groups, rows, depth):
 
 def _halves(rows, group, first, count):
     """Cut a node at its median along the principal axis; the group on the cut is divided."""
-    order = np.lexsort((group, _along_principal_axis(rows[group], count)))
+    order = np.lexsort((group, along_principal_axis(rows[group], count)))
     group, first, count = group[order], first[order], count[order]
     ends = np.cumsum(count)
     left = (ends[-1] + 1) // 2 if len(ends) else 0
@@ -47,7 +47,7 @@ def _halves(rows, group, first, count):
     return (group[: at + 1], first[: at + 1], count_left), (group[at:][keep], first_right[keep], count_right[keep])
 
 
-def _along_principal_axis(rows, weights):
+def along_principal_axis(rows, weights):
     """Coordinates of the rows along the principal axis of their weighted covariance; rounded, so that ties do not depend on rounding."""
     if len(rows) < 2:
         return np.zeros(len(rows))
