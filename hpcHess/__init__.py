@@ -14,11 +14,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "BlackBox": "hpcHess.curvature.black_box",
     "DenseMatrix": "hpcHess.curvature.dense",
+    "FactorFilePC": "hpcHess.hierarchical.factor_pc",
     "GaussNewton": "hpcHess.curvature.gauss_newton",
     "HierarchicalMatrix": "hpcHess.hierarchical.matrix",
     "InputError": "hpcHess.runtime.errors",
     "Network": "hpcHess.networks.network",
     "compress": "hpcHess.hierarchical.compress",
+    "gallery": "hpcHess.gallery",
     "load": "hpcHess.hierarchical.api",
     "petsc_mat": "hpcHess.krylov.shell",
     "petsc_operator": "hpcHess.krylov.shell",
@@ -31,7 +33,8 @@ __all__ = sorted(_HOMES)
 def __getattr__(name):
     if name not in _HOMES:
         raise AttributeError(f"module 'hpcHess' has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    module = importlib.import_module(_HOMES[name])
+    found = globals()[name] = module if _HOMES[name] == f"hpcHess.{name}" else getattr(module, name)
     return found
 
 
