@@ -17,6 +17,22 @@ def petsc_pc(S, columns=1):
     return pc
 
 
+def mpi_comm(pc):
+    """The mpi4py communicator of a PC."""
+    return pc.getComm().tompi4py()
+
+
+def own_rows(pc):
+    """(first, last) row of the PC's operator on this rank."""
+    return tuple(int(row) for row in pc.getOperators()[0].getOwnershipRange())
+
+
+def pc_options(pc, *names):
+    """The values (str, or None where not given) of options behind the PC's prefix."""
+    database = petsc(mpi_comm(pc)).Options(pc.getOptionsPrefix())
+    return [database.getString(name) if database.hasName(name) else None for name in names]
+
+
 class ApproximateInverse:
     """Context of the PC: y = S x on [n_local, k] blocks."""
 
