@@ -3,8 +3,8 @@
 import numpy as np
 from mpi4py import MPI
 
-from hpcHess.parallel.agree import agree
-from hpcHess.parallel.operator import RowOperator, probed_rows
+from hpcHess.parallel.agree import together
+from hpcHess.parallel.operator import RowOperator, checked_dtype, probed_rows
 from hpcHess.parallel.ownership import whole_rows
 from hpcHess.runtime.errors import InputError
 
@@ -24,15 +24,13 @@ class BlackBox(RowOperator):
 
     def __init__(self, matmat, n, comm=MPI.COMM_WORLD, dtype=np.float64):
         self.comm = comm
-        error = None
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            error = InputError(f"dtype must be float32 or float64, not {dtype}")
-        elif not callable(matmat):
-            error = InputError(f"matmat must be a function V [N, k] → HV [N, k], not {type(matmat).__name__}")
-        elif int(n) != n or n < 1:
-            error = InputError(f"n must be a positive integer, not {n}")
-        agree(comm, error)
-        self._matmat, self.n_params, self.dtype = matmat, int(n), np.dtype(dtype)
+        with together(comm):
+            self.dtype = checked_dtype(dtype)
+            if not callable(matmat):
+                raise InputError(f"matmat must be a function V [N, k] → HV [N, k], not {type(matmat).__name__}")
+            if int(n) != n or n < 1:
+                raise InputError(f"n must be a positive integer, not {n}")
+        self._matmat, self.n_params = matmat, int(n)
         self.alive = probed_rows(self, "the operator")
 
     def __repr__(self):

@@ -10,7 +10,7 @@ from hpcHess.backend.blocks import Blocks
 from hpcHess.curvature.dense_check import check_symmetric
 from hpcHess.parallel.agree import agree, together
 from hpcHess.parallel.exchange import ranges
-from hpcHess.parallel.operator import RowOperator
+from hpcHess.parallel.operator import RowOperator, checked_dtype
 from hpcHess.parallel.ownership import starts_of
 from hpcHess.runtime.errors import InputError
 from hpcHess.storage.dense import open_dense
@@ -42,7 +42,7 @@ class DenseMatrix(RowOperator):
             self.label = "the matrix"
             self._matrix = _whole_array(matrix, n, comm)
         with together(comm):
-            self.dtype = _checked_dtype(self._matrix.dtype.newbyteorder("=") if dtype is None else dtype)
+            self.dtype = checked_dtype(self._matrix.dtype.newbyteorder("=") if dtype is None else dtype)
         self.n_params = len(self._matrix)
         checked = check_symmetric(self._matrix, comm, self.label)
         if checked.largest > np.finfo(self.dtype).max:
@@ -127,9 +127,3 @@ def _whole_array(matrix, n, comm):
     if len(set(comm.allgather(summary))) > 1:
         raise InputError("the ranks give different matrices: every rank gives the same one, whole, or all of them a file")
     return array
-
-
-def _checked_dtype(dtype):
-    if np.dtype(dtype) not in (np.float32, np.float64):
-        raise InputError(f"dtype must be float32 or float64, not {dtype}")
-    return np.dtype(dtype)

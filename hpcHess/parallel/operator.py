@@ -61,6 +61,17 @@ class RowOperator:
         return result
 
 
+def checked_dtype(dtype):
+    """np.dtype of `dtype`; InputError for anything but float32 and float64."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.float64):
+        raise InputError(f"dtype must be float32 or float64, not {dtype}")
+    return found
+
+
 def probed_rows(operator, what):
     """Rows of H that are not zero, int64 sorted, of an operator known by products alone; its symmetry is tried on the way. Collective.
 
