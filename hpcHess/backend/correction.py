@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
-from hpcHess.backend.elimination import gather, smallest_of
+from hpcHess.backend.elimination import cholesky_inverse, gather, smallest_of
 from hpcHess.backend.orthogonal import bases
 from hpcHess.parallel.ownership import starts_of
 
@@ -92,6 +92,9 @@ def _inverse(xp, D):
     """(D⁻¹, log|det D|, number of negative eigenvalues) of a symmetric D. LinAlgError where it is singular."""
     if not D.size:
         return D.copy(), 0.0, 0
+    W = cholesky_inverse(xp, (D + D.T) / 2)
+    if W is not None:
+        return W @ W.T, -2 * float(xp.sum(xp.log(xp.diagonal(W)))), 0
     eigenvalues, Q = xp.linalg.eigh((D + D.T) / 2)
     if not bool(xp.all(eigenvalues != 0)) or not bool(xp.all(xp.isfinite(eigenvalues))):
         raise np.linalg.LinAlgError("a block is singular")

@@ -185,7 +185,7 @@ def eliminate_block(xp, D, T, delay):
         X_RR = X_RR - T.T @ D[:s, s:] - X_JR.T @ T
     X_RR = (X_RR + X_RR.T) / 2
     size = float(xp.max(xp.abs(D))) if s + r else 0.0
-    W = _cholesky_inverse(xp, X_RR)
+    W = cholesky_inverse(xp, X_RR)
     if W is not None:
         K = X_JR @ W
         update = K @ K.T
@@ -213,7 +213,7 @@ def eliminate_block(xp, D, T, delay):
     return W, K, V, schur, sign, float(xp.sum(xp.log(magnitude[active]))), int(xp.sum(sign < 0))
 
 
-def _cholesky_inverse(xp, X):
+def cholesky_inverse(xp, X):
     """W = L⁻ᵀ with X = LLᵀ, so that X⁻¹ = WWᵀ; None where X is not positive definite."""
     if not X.size:
         return X.copy()

@@ -1,1 +1,1 @@
-"""Hierarchical matrices: level arrays, products, Woodbury factors, error estimates, compression, reading and writing."""
+"""Hierarchical matrices: level arrays, products, direct factors, Krylov solves, error estimates, compression, reading and writing."""

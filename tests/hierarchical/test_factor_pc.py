@@ -103,3 +103,30 @@ def test_the_documented_program(shared_tmp):
     assert "hpcHess: elimination factors of" in done.stdout
     assert int(done.stdout.partition(" iterations, converged reason 2")[0].split()[-1]) <= 12, done.stdout
     assert np.linalg.norm(A @ np.load(shared_tmp / "x.npy") - b) <= 1e-8 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("more", [{"solver": "ulv"}, {"format": "fmm", "budget": 0.3, "n_neighbors": 8}])
+def test_petsc_pc_of_any_format(more):
+    """By the API: the factors of an HSS matrix, of an FMM matrix's coarser one."""
+    import hpcHess as hh
+    from hpcHess.krylov.solve import solve
+
+    K = exponential_kernel(N)
+    H = compress(DenseOperator(K, COMM), rtol=1e-3, leaf_size=20, distance="angle", **more)
+    damping = 0.01 * H.report["lambda_max"]
+    pc = hh.petsc_pc(H, damping, solver="elimination")
+    ksp = petsc(COMM).KSP().create(COMM)
+    mat = hh.petsc_mat(H, shift=damping)
+    ksp.setType("cg")
+    ksp.setPC(pc)
+    ksp.setOperators(mat)
+    ksp.setTolerances(rtol=1e-10)
+    b, x = mat.createVecs()
+    b.set(1.0)
+    ksp.solve(b, x)
+    lo, hi = H.tree_rows(H.parameter_starts)
+    plain = solve(H, np.ones(hi - lo), damping, rtol=1e-10)
+    assert ksp.getConvergedReason() > 0 and ksp.getIterationNumber() <= plain.iterations / 2
+    np.testing.assert_allclose(x.getArray(), plain.X_local, rtol=0, atol=1e-7 * np.abs(plain.X_local).max())
+    for thing in (ksp, pc, mat, b, x):
+        thing.destroy()
