@@ -52,6 +52,9 @@ def main(session, args):
     with session.phase("write"):
         save(matrix, args.output, job=job, network=origin.fitted, digests=origin.digests, factors=factors)
     report, error = matrix.report, matrix.report["error_estimate"]
+    if report["distance_predictions"]:
+        predicted = ", ".join(f"{name} {value:.3g}" for name, value in sorted(report["distance_predictions"].items(), key=lambda item: item[1]))
+        session.say(f"distance auto: {report['distance']} (predicted storage in % of N²: {predicted})")
     session.output(
         f"{args.output}: {report['storage_entries']:,} numbers, {report['storage_percent']:.3f} % of N², error {error['value']:.2e} "
         f"(95 %: {error['low']:.2e} … {error['high']:.2e}), asked {report['rtol']:g}: {'met' if report['rtol_met'] else 'NOT MET'}"

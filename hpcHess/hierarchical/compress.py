@@ -10,6 +10,7 @@ from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.jobfile import SAMPLINGS, SOLVERS
 from hpcHess.runtime.progress import Silent
+from hpcHess.tree.auto import cheapest_tree
 from hpcHess.tree.build import build_tree
 from hpcHess.tree.interactions import most_near, near_by_votes, near_self
 from hpcHess.tree.neighbours import has_metric, nearest_neighbours
@@ -44,7 +45,8 @@ def compress(
     rtol         relative to ‖H‖_F of the whole matrix; verified by `probes` ≥ 32 fresh Gaussian products, accepted where the
                  upper end of the 95 % interval is ≤ rtol; `report["rtol_met"]` says whether it was reached
     leaf_size    upper bound of a leaf's parameters; max_rank: 0 for no bound
-    distance     of the tree: angle, kernel, input, parameter, random (`tree.build.build_tree`)
+    distance     of the tree: angle, kernel, input, neuron, parameter, random (`tree.build.build_tree`), or auto: the one that `tree.auto`
+                 predicts to store least (report: distance_predictions, % of N²)
     dtype        of what is stored: auto (float64 where rtol < 1e-5), float32, float64
     format       hss, or fmm: near lists by the votes of n_neighbors nearest neighbours, at most budget · #leaves (default
                  0.03) near leaves a leaf before symmetrization; hss is budget = 0
@@ -57,7 +59,11 @@ def compress(
     progress = Silent() if progress is None else progress
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("tree"):
-        tree = build_tree(operator, leaf_size, distance, seed, rtol)
+        asked, predictions = distance, {}
+        if distance == "auto":
+            distance, tree, predictions = cheapest_tree(operator, leaf_size, seed, rtol)
+        else:
+            tree = build_tree(operator, leaf_size, distance, seed, rtol)
     near, neighbours = near_self(tree.depth), None
     if most_near(tree.depth, budget) > 1 or (sampling == "rows" and has_metric(operator)):
         with progress.phase("neighbours"):
@@ -91,6 +97,8 @@ def compress(
         "n_neighbors": int(n_neighbors),
         "solver": solver,
         "distance": distance,
+        "distance_asked": asked,
+        "distance_predictions": {name: 100.0 * value / float(operator.shape[0]) ** 2 for name, value in predictions.items()},
         "leaf_size": int(leaf_size),
         "max_rank": int(max_rank),
         "seed": int(seed),

@@ -1,0 +1,83 @@
+"""distance = "auto": the tree that it chooses is the cheapest one, or nearly."""
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.hierarchical.compress import compress
+from hpcHess.runtime.errors import InputError
+from hpcHess.tree.auto import cheapest_tree, predicted_storage
+from hpcHess.tree.build import build_tree
+from tests.reference.dense_operator import DenseOperator, exponential_kernel
+from tests.tree.test_neurons import network, smooth_inputs
+
+DISTANCES = ("parameter", "input", "neuron", "kernel", "angle")
+
+
+def stored(operator, distance, rtol):
+    return compress(operator, rtol=rtol, leaf_size=12, distance=distance).report["storage_entries"]
+
+
+def autoencoder(comm):
+    """Output neurons do not couple: trees that respect neurons win."""
+    inputs = smooth_inputs(60, 40)
+    return GaussNewton(network((40, 5, 40), "squared-error"), inputs, inputs, comm=comm), 1e-1
+
+
+def classifier(comm):
+    """Few neurons that are all alike, inputs that decay: trees of inputs win."""
+    return GaussNewton(network((60, 8, 4)), smooth_inputs(80, 60), comm=comm), 1e-2
+
+
+@pytest.mark.parametrize("case", [autoencoder, classifier])
+def test_nearly_the_cheapest(comm, case):
+    operator, rtol = case(comm)
+    best, _, predictions = cheapest_tree(operator, 12, 0, rtol)
+    true = {distance: stored(operator, distance, rtol) for distance in DISTANCES}
+    assert set(predictions) == set(DISTANCES) and best == min(predictions, key=predictions.get)
+    assert true[best] <= 1.15 * min(true.values()), (best, predictions, true)
+    assert max(true.values()) > 1.3 * min(true.values()), "a choice that matters"
+
+
+def test_predictions_are_near_what_is_stored(comm):
+    operator, rtol = classifier(comm)
+    predictions = cheapest_tree(operator, 12, 0, rtol)[2]
+    for distance, predicted in predictions.items():
+        assert 0.5 < predicted / stored(operator, distance, rtol) < 2.0
+
+
+def test_matrix_without_a_network(comm):
+    """Points in their own order are hard, clustered by the kernel easy."""
+    operator = DenseOperator(exponential_kernel(512), comm)
+    best, tree, predictions = cheapest_tree(operator, 32, 0, 1e-2)
+    assert set(predictions) == {"parameter", "kernel", "angle"} and best != "parameter"
+    assert np.array_equal(tree.permutation, build_tree(operator, 32, best).permutation)
+
+
+def test_same_for_any_number_of_ranks(comm):
+    for K in (exponential_kernel(300), np.eye(40)):
+        alone, together = (cheapest_tree(DenseOperator(K, each), 16, 3, 1e-2) for each in (MPI.COMM_SELF, comm))
+        assert alone[0] == together[0] and np.array_equal(alone[1].permutation, together[1].permutation)
+        assert all(np.isclose(alone[2][name], together[2][name], rtol=0.02) for name in alone[2])
+
+
+def test_exact_where_nothing_couples(comm):
+    """A diagonal matrix: leaves alone are stored."""
+    operator = DenseOperator(np.diag(np.arange(1.0, 65)), comm)
+    assert predicted_storage(operator, {"parameter": build_tree(operator, 16)}, 1e-2) == {"parameter": 4 * 16 * 17 // 2}
+
+
+def test_report(comm):
+    operator, rtol = classifier(comm)
+    report = compress(operator, rtol=rtol, leaf_size=12, distance="auto").report
+    assert report["distance_asked"] == "auto" and report["distance"] == min(report["distance_predictions"], key=report["distance_predictions"].get)
+    assert compress(operator, rtol=rtol, leaf_size=12).report["distance_predictions"] == {}
+
+
+def test_without_entries(comm):
+    class Products:
+        pass
+
+    with pytest.raises(InputError, match="parameter"):
+        cheapest_tree(Products(), 16, 0, 1e-2)
