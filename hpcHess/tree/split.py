@@ -107,26 +107,22 @@ def keys_of(codes):
 
 
 def _smallest(key, index, node, counts, comm):
-    """Mask of the counts[a] points with the smallest (key, index) in every node a, over all ranks.
-
-    Every node's threshold is found by bisection on the counts of `ordered` codes.
-    """
+    """Mask of the counts[a] points with the smallest (key, index) in every node a, over all ranks."""
     code = ordered(key, index)
-    order = np.lexsort((code, node))
-    starts = np.searchsorted(node[order], np.arange(len(counts) + 1))
     if comm.size == 1:
-        taken = counts
-    else:
-        code_sorted = [code[order[a:b]] for a, b in zip(starts[:-1], starts[1:])]
-        lo, hi = np.zeros(len(counts), np.uint64), np.full(len(counts), np.iinfo(np.uint64).max, np.uint64)
-        taken = np.zeros(len(counts), np.int64)
-        for _ in range(64):  # invariant: #(code < lo) ≤ counts ≤ #(code ≤ hi)
-            middle = lo + (hi - lo) // np.uint64(2) + np.uint64(1)
-            taken = np.array([np.searchsorted(c, m) for c, m in zip(code_sorted, middle)], np.int64)
-            enough = comm.allreduce(taken) > counts
-            hi, lo = np.where(enough, middle - np.uint64(1), hi), np.where(enough, lo, middle)
-        taken = np.array([np.searchsorted(c, m) for c, m in zip(code_sorted, lo)], np.int64)
-    mask = np.zeros(len(key), bool)
-    rank = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
-    mask[order] = rank < np.repeat(taken, np.diff(starts))
-    return mask
+        order = np.lexsort((code, node))
+        starts = np.searchsorted(node[order], np.arange(len(counts)))
+        mask = np.zeros(len(key), bool)
+        mask[order] = np.arange(len(order)) - starts[node[order]] < counts[node[order]]
+        return mask
+    # the counts[a]-th code of every node, digit by digit: how many codes with the digits found so far have which next digit
+    found, wanted = np.zeros(len(counts), np.uint64), np.array(counts)
+    for shift in range(56, -8, -8):
+        digits = code >> np.uint64(shift)
+        among = np.flatnonzero(digits >> np.uint64(8) == found[node])
+        digits = (digits[among] & np.uint64(255)).astype(np.int64)
+        below = np.cumsum(comm.allreduce(np.bincount(node[among] * 256 + digits, minlength=256 * len(counts))).reshape(-1, 256), axis=1)
+        digit = np.argmax(below >= wanted[:, None], axis=1)
+        wanted = wanted - np.where(digit > 0, below[np.arange(len(counts)), digit - 1], 0)
+        found = found << np.uint64(8) | digit.astype(np.uint64)
+    return (code <= found[node]) & (counts[node] > 0)
