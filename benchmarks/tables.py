@@ -7,6 +7,7 @@ A case that fails says so in its row; the others go on. Results so far are kept 
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def shown(command):
     """A command line as people type it, paths of this checkout shortened."""
     words = [str(word).replace(f"{ROOT}{os.sep}", "") for word in command]
     words = ["python" if word == sys.executable or word.endswith("/bin/python") else word for word in words]
-    return " ".join(Path(word).name if word.endswith(("/F.h5", "/R.json", ".f32")) else word for word in words)
+    return " ".join(re.sub(r"[^=]*/(F\.h5|R\.json|[^/]+\.(?:f32|npy))$", r"\1", word) for word in words)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.tables_cases import COVERED
+from benchmarks.tables_cases import COVERED, SOLVED
 
 HEAD = """# The published tables
 
@@ -11,29 +11,34 @@ Made by `python -m benchmarks.tables --write`: not written by hand. Jobs: `jobs/
 
 COMPRESSION = """## Compression of Gauss–Newton matrices
 
-mnist: 784-20-30-10 ReLU network with biases, cross-entropy, 1,000 samples of MNIST, N = 16,640. autoencoder: 784-77-784 sigmoid network with biases, squared error, 1,000 samples,
-10 epochs, N = 121,597. Published: storage, error, seconds (where it says factors, for these) of C. Yu, S. Reiz, G. Biros and others for networks of these sizes on 4 nodes × 48 Skylake
-cores (distributed GOFMM: SC 2018, MCSoC 2019; the exact layer sizes are not published).
+mnist: 784-20-30-10 ReLU network with biases, cross-entropy, 1,000 samples of MNIST, N = 16,640. autoencoder: 784-77-784 sigmoid network with
+biases, squared error, 1,000 samples, 10 epochs, N = 121,597. Published: storage, error, seconds (where it says factors, for these) of C. Yu, S.
+Reiz, G. Biros and others for networks of these sizes on 4 nodes × 48 Skylake cores (distributed GOFMM: SC 2018, MCSoC 2019; the exact layer sizes
+are not published).
 """
 
 SOLVES = f"""## Solves
 
-(H̃ + λI)X = B in float64, B standard normal, λ = 0.01 λ_max, autoencoder: λ = 2 ‖H̃ − H‖₂ (`{COVERED}`), above the certified error. Residuals are the largest ‖b − (· + λI)x‖/‖b‖ of the columns.
-FMM matrices have no direct factors: PETSc's KSP, preconditioned by the factors of a coarser HSS matrix. Refined: with the exact matrix, as `hpcHess.solve --refine exact`.
+(H̃ + λI)X = B in float64, B standard normal, λ = 0.01 λ_max; autoencoder: λ = 2 ‖H̃ − H‖₂ (`{COVERED}`), above the certified error; dense matrices:
+λ = 10, as GOFMM beside. Residuals are the largest ‖b − (· + λI)x‖/‖b‖ of the columns. FMM matrices have no direct factors: PETSc's KSP,
+preconditioned by the factors of a coarser HSS matrix. Refined: with the exact matrix, as `hpcHess.solve --refine exact`.
 """
 
 DENSE = """## Dense Gauss–Newton matrices from float32 files
 
-`python -m benchmarks.gauss_newton_matrix` makes them: a trained 196-h-10 tanh network with softmax on 14 × 14 pixels, 2,000 samples, the N parameters with the largest diagonal. Published beside: GOFMM's newest
-source (C++/OpenMP) on a 2-core machine, 2 threads, κ = 32, tolerance 1e-5, its rank and leaf size chosen for the error (512; 256 at 4,096): storage, error, seconds, product with 1 / 64 vectors.
+`python -m benchmarks.gauss_newton_matrix` makes them: a trained 196-h-10 tanh network with softmax on 14 × 14 pixels, 2,000 samples, the N
+parameters with the largest diagonal. Published beside: GOFMM's newest source (C++/OpenMP) on a 2-core machine, 2 threads, κ = 32, tolerance 1e-5,
+its rank and leaf size chosen for the error (512; 256 at 4,096): storage, error, seconds, product with 1 / 64 vectors.
 """
 
 NOTES = """## How to read them
 
-* storage: numbers stored, bases, couplings and near blocks, symmetric ones once, over N². error: ‖H̃ − H‖_F/‖H‖_F from fresh probes, 95 % interval. attempts: passes over the levels.
-* compression: all phases of `hpcHess.compress` but reading or fitting (`input`: network and data, or reading and checking the matrix) and writing; the median where repeated. Verification is part of it.
-* products: median over repeats, exchange included, H̃V in the stored type, HV with the uncompressed matrix in the same type and the same run. of bound: the least time that the machine
-  allows by the ceilings of the same run (benchmarks/README.md), divided by the median.
+* storage: numbers stored, bases, couplings and near blocks, symmetric ones once, over N². error: ‖H̃ − H‖_F/‖H‖_F from fresh probes, 95 % interval.
+  attempts: passes over the levels.
+* compression: all phases of `hpcHess.compress` but reading or fitting (`input`: network and data, or reading and checking the matrix) and writing;
+  the median where repeated. Verification is part of it.
+* products: median over repeats, exchange included, H̃V in the stored type, HV with the uncompressed matrix in the same type and the same run. of
+  bound: the least time that the machine allows by the ceilings of the same run (benchmarks/README.md), divided by the median.
 * solve: the median over repeats; of FMM matrices one solve with all its iterations.
 """
 
@@ -45,8 +50,8 @@ TABLES = {
     ),
     "solves": (
         SOLVES,
-        ("case", "solver", "λ", "‖H̃ − H‖₂", "factors, s", "solve 1 / 64 / all, ms", "right-hand sides", "against H̃ + λI", "against H + λI",
-         "refined: residual", "iterations", "s"),
+        ("case", "solver", "λ", "‖H̃ − H‖₂", "factors, s", "solve 1 / 64 / all, ms", "right-hand sides",
+         "against H̃ + λI", "against H + λI", "refined: residual", "iterations", "s", "others: factors, solve 1 / 64"),
     ),
     "dense": (
         DENSE,
@@ -121,7 +126,9 @@ def _rows(name, case, result):
     elif case.solves is not None:
         solves = {each["solver"]: each for each in result.get("solves", ())}
         for solver in case.solves.solvers:
-            yield [case.name, solver, *_solved(solves[solver])] if solver in solves else _failed([case.name, solver], columns, result)
+            beside = SOLVED.get((case.name, solver), "")
+            done = solver in solves
+            yield [case.name, solver, *_solved(solves[solver]), beside] if done else _failed([case.name, solver], columns, result, beside)
 
 
 def _failed(cells, columns, result, last=None):
