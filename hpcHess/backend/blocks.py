@@ -33,6 +33,18 @@ class Blocks:
         """Block i as a view [rows[i], cols[i]]."""
         return self.data[self.offsets[i] : self.offsets[i] + self.rows[i] * self.cols[i]].reshape(self.rows[i], self.cols[i])
 
+    def cut(self, groups, cols):
+        """Blocks of cols[i] columns out of side-by-side ones on the host: block b is cut into groups[b] … groups[b + 1] − 1."""
+        result = Blocks.shaped(lambda size: np.empty(size, self.dtype), np.repeat(self.rows, np.diff(groups)), cols)
+        if len(result) == len(self):
+            return self
+        for b, (first, last) in enumerate(zip(groups[:-1], groups[1:])):
+            whole, at = self[b], 0
+            for i in range(first, last):
+                result[i][...] = whole[:, at : at + cols[i]]
+                at += cols[i]
+        return result
+
     def part(self, which):
         """The blocks numbered `which`, over the same data: for products, which need no more than `offsets` [b]."""
         return Blocks(self.data, self.rows[which], self.cols[which], self.offsets[which])

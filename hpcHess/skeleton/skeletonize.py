@@ -33,8 +33,10 @@ def entry_blocks(operator, backend, pairs, indices, dtype):
     """
     if not pairs.halo.empty:
         indices = np.concatenate([indices, pairs.halo.fetch(indices[:, None])[:, 0]])
-    I, J = indices[ranges(pairs.row_at, pairs.rows)], indices[ranges(pairs.col_at, pairs.cols)]
-    blocks = operator.entries_batch(I, starts_of(pairs.rows), J, starts_of(pairs.cols))
+    first = np.flatnonzero(np.diff(pairs.own[:, 0], prepend=-1))  # all blocks of one α at once, side by side
+    I, J = indices[ranges(pairs.row_at[first], pairs.rows[first])], indices[ranges(pairs.col_at, pairs.cols)]
+    side_by_side = operator.entries_batch(I, starts_of(pairs.rows[first]), J, starts_of(pairs.cols)[np.append(first, len(pairs.own))])
+    blocks = side_by_side.cut(np.append(first, len(pairs.own)), pairs.cols)
     for i in np.flatnonzero(pairs.own[:, 0] == pairs.own[:, 1]):
         upper = np.triu_indices(pairs.rows[i], 1)
         blocks[i][upper] = blocks[i].T[upper]
