@@ -94,7 +94,7 @@ def provenance(results):
     if not done:
         return "Nothing was measured.\n"
     machine, dates = done[-1]["machine"], sorted(each["machine"]["date"] for each in done)
-    commits = ", ".join(dict.fromkeys((each["machine"]["commit"] or "no checkout")[:9] + "+" * each["machine"]["commit"].endswith("+") for each in done))
+    commits = ", ".join(dict.fromkeys(map(_commit, done)))
     load = max(each["machine"]["load_average"][0] for each in done)
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
@@ -110,6 +110,11 @@ def provenance(results):
     rows = [(f"{name}, GFLOP/s", *_spread([rate[f"{name}_gflops"] for rate in rates])) for name in ("sgemm", "dgemm")]
     rows += [(f"memory (triad of {size}), GB/s", *_spread([rate["triad_gbytes"][size] for rate in rates])) for size in rates[0]["triad_gbytes"]]
     return "\n".join(lines) + "\n" + table(("ceiling", "median", "least … most"), rows)
+
+
+def _commit(result):
+    commit = result["machine"]["commit"]
+    return "unknown" if commit is None else commit[:9] + "+" * commit.endswith("+")
 
 
 def _spread(values):
