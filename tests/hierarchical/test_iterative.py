@@ -175,3 +175,14 @@ def test_without_a_preconditioner(shared_tmp):
         assert load(shared_tmp / "F.h5", COMM).preconditioner is None
     finally:
         H.preconditioner = kept
+
+
+def test_the_preconditioner_follows_the_sampling():
+    """Skeletons chosen from rows, without a sketch: so are those of the coarser matrix."""
+    K = exponential_kernel(200)
+    H = compress(DenseOperator(K, COMM), rtol=1e-3, leaf_size=20, distance="kernel", format="fmm", budget=0.3, n_neighbors=8, sampling="rows")
+    error = np.linalg.norm(H.preconditioner @ np.eye(200) - K) / np.linalg.norm(K)
+    assert error <= 2 * H.report["preconditioner"]["rtol"]
+    damping = 0.01 * H.report["lambda_max"]
+    X = H.solve(np.ones(200), damping)
+    assert np.linalg.norm(H @ X + damping * X - 1) <= 1e-9 * np.sqrt(200)
