@@ -18,12 +18,12 @@ from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 from hpcHess.tree.build import build_tree
 
-COLUMNS = 512  # of the sketch
 SKETCH_BYTES = 1 << 27
-ROUNDS = ((256, 1 << 19), (1024, 1 << 22))  # of a round: largest node, entries of a level
+ROUNDS = ((256, 256, 1 << 19), (1024, 512, 1 << 22))  # of a round: largest node, columns of the sketch, entries of a level
 NEAR = 1.5  # times the least prediction: measured in the next round, too
-_PART = 8  # the sketch and the measured nodes are no larger than N by this
+LIKELY = 1.1  # predictions are good to about that: the first distance of the list that comes so near is taken
 _FEWEST, _MOST = 4, 16  # nodes of a level
+_PART = 8  # the sketch and the measured nodes are no larger than N by this
 _EXPONENT = 0.85
 _PASSES = 4  # of sharing the tolerance
 _SLOWER = 0.85  # growth of the mean rank from level to level, less 1, goes down by this factor
@@ -31,19 +31,20 @@ _TRUSTED = 0.7  # part of the sketch's columns up to which a rank is read off it
 
 
 def cheapest_tree(operator, leaf_size, seed, rtol, advance=lambda n: None):
-    """(its distance, its Tree, {distance: predicted numbers}) of the distances that the operator offers. Collective.
+    """(its distance, its Tree, {distance: predicted numbers}). Collective.
 
-    InputError for an operator without entries.
+    A network's operator chooses among `neuron`, `input`, `parameter` (on every network measured `kernel` and `angle` store more: docs/MATHEMATICS.md),
+    others among `kernel`, `angle`, `parameter`. InputError for an operator without entries.
     """
     if not hasattr(operator, "entries_batch"):
         raise InputError("distance = 'auto' measures entries, which this operator does not have: use distance = 'parameter'")
-    offered = ["parameter"]
-    offered += [name for name, need in (("input", "input_groups"), ("neuron", "neuron_groups")) if hasattr(operator, need)]
-    if hasattr(operator, "partial_probe") or hasattr(operator, "diagonal"):
-        offered += ["kernel", "angle"]
+    offered = [name for name, need in (("neuron", "neuron_groups"), ("input", "input_groups")) if hasattr(operator, need)] + ["parameter"]
+    if len(offered) == 1 and (hasattr(operator, "partial_probe") or hasattr(operator, "diagonal")):
+        offered = ["kernel", "angle", *offered]
     trees = {name: build_tree(operator, leaf_size, name, seed, rtol) for name in offered}
     predictions = predicted_storage(operator, trees, rtol, seed, advance)
-    best = min(offered, key=predictions.get)
+    bound = LIKELY * min(predictions.values())
+    best = next(name for name in offered if predictions[name] <= bound)
     return best, trees[best], predictions
 
 
@@ -52,33 +53,36 @@ def predicted_storage(operator, trees, rtol, seed=0, advance=lambda n: None):
 
     Needs `entries_batch` of the operator. `advance(1)` after every measurement of a tree.
     """
-    n, dtype = operator.shape[0], operator.dtype
-    n_alive = len(operator.alive)
-    k = int(min(COLUMNS, n_alive, max(64, n_alive // _PART), max(16, SKETCH_BYTES // (n * dtype.itemsize))))
-    omega = gaussian_rows(seed, "trees", 0, n, range(k), dtype)
-    Y = operator.matmat(omega)
-    norm = float(np.linalg.norm(Y.astype(np.float64)) / np.sqrt(k))
-    result = dict.fromkeys(trees, 0)
-    for largest, entries in ROUNDS:
+    n, dtype, n_alive = operator.shape[0], operator.dtype, len(operator.alive)
+    most = int(min(n_alive, max(64, n_alive // _PART), max(16, SKETCH_BYTES // (n * dtype.itemsize))))
+    omega = Y = np.zeros((n, 0), dtype)
+    result, spectra = dict.fromkeys(trees, 0), {name: [None] * (tree.depth + 1) for name, tree in trees.items()}
+    for largest, columns, entries in ROUNDS:
         bound = NEAR * min(result.values(), default=0)
         measured = [name for name, value in result.items() if value <= bound]
         if bound and len(measured) == 1:
             break
+        more = gaussian_rows(seed, "trees", 0, n, range(Y.shape[1], max(Y.shape[1], min(columns, most))), dtype)
+        omega, Y = np.concatenate([omega, more], axis=1), np.concatenate([Y, operator.matmat(more)], axis=1)
+        norm = float(np.linalg.norm(Y.astype(np.float64)) / np.sqrt(max(1, Y.shape[1])))
         for name in measured:
-            spectra = _far_fields(operator, trees[name], omega, Y, min(largest, n_alive // _PART), entries)
-            result[name] = int(operator.comm.bcast(_storage(trees[name], spectra, k, rtol * norm)))
+            _far_fields(spectra[name], operator, trees[name], omega, Y, min(largest, n_alive // _PART), entries)
+            result[name] = int(operator.comm.bcast(_storage(trees[name], spectra[name], rtol * norm)))
             advance(1)
     return result
 
 
-def _far_fields(operator, tree, omega, Y, largest, entries):
-    """By level, None or a list of (size, share of the level, σ² decreasing) of some nodes' far fields; the leaves at least. Collective."""
-    comm, spectra = operator.comm, [None] * (tree.depth + 1)
+def _far_fields(spectra, operator, tree, omega, Y, largest, entries):
+    """Fill `spectra`, by level a list of (size, share of the level, k, σ² decreasing) of some nodes' far fields, where it is None and the
+    nodes are no larger than `largest`; the leaves at least. Collective."""
+    comm = operator.comm
     weight = np.append(0.0, np.cumsum(np.sum(np.square(Y[tree.permutation], dtype=np.float64), axis=1)))
     for level in range(tree.depth, 0, -1):
         starts = tree.leaf_starts[:: 1 << (tree.depth - level)]
         if level < tree.depth and np.diff(starts).max() > largest:
             break
+        if spectra[level] is not None:
+            continue
         count = int(min(np.clip(entries / max(1.0, np.mean(np.diff(starts) ** 2.0)), _FEWEST, _MOST), 1 << level))
         by_weight = np.argsort(np.round(np.diff(weight[starts]) / max(weight[-1], np.finfo(float).tiny), 9), kind="stable")
         others = ((np.arange(count - 1) + 0.5) * (len(by_weight) - 1) / max(1, count - 1)).astype(np.int64)
@@ -90,9 +94,8 @@ def _far_fields(operator, tree, omega, Y, largest, entries):
         for i, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
             remainder = Y[I[a:b]] - blocks[i] @ omega[I[a:b]]
             share = 1 / len(by_weight) if mine[i] == nodes[0] else (1 - 1 / len(by_weight)) / max(1, count - 1)
-            found.append((int(b - a), share, _squares(remainder.astype(np.float64))))
+            found.append((int(b - a), share, Y.shape[1], _squares(remainder.astype(np.float64))))
         spectra[level] = [each for part in comm.allgather(found) for each in part]
-    return spectra
 
 
 def _squares(R):
@@ -114,7 +117,7 @@ def _rank(size, squares, k, tolerance):
     return int(min(size, known * (corrected[known] / tolerance) ** (1 / power)))
 
 
-def _storage(tree, spectra, k, allowed):
+def _storage(tree, spectra, allowed):
     """Numbers stored when the squares of the nodes' errors add up to allowed²/2."""
     sizes, depth = tree.leaf_sizes.astype(float), tree.depth
     near = float(np.sum(sizes * (sizes + 1)) / 2)
@@ -122,20 +125,20 @@ def _storage(tree, spectra, k, allowed):
         return near
     shares = np.full(depth + 1, 1.0 / depth)
     for _ in range(_PASSES):
-        costs = _costs(sizes.mean(), spectra, k, allowed * np.sqrt(shares / 2.0 ** np.arange(1, depth + 2)))
+        costs = _costs(sizes.mean(), spectra, allowed * np.sqrt(shares / 2.0 ** np.arange(1, depth + 2)))
         nodes = 2.0 ** np.arange(depth + 1)
         shares = nodes * (np.maximum(costs, nodes) / nodes) ** _EXPONENT
         shares /= shares[1:].sum()
     return near + costs[1:].sum()
 
 
-def _costs(leaf, spectra, k, tolerances):
+def _costs(leaf, spectra, tolerances):
     """Interpolations and couplings of every level, [depth + 1], from mean ranks."""
     depth = len(spectra) - 1
     costs, below, ratio, columns = np.zeros(depth + 1), None, 1.0, leaf
     for level in range(depth, 0, -1):
         if spectra[level] is not None:
-            rank = sum(share * _rank(size, squares, k, tolerances[level]) for size, share, squares in spectra[level])
+            rank = sum(share * _rank(size, squares, k, tolerances[level]) for size, share, k, squares in spectra[level])
             ratio = 1.0 if below is None or not below else float(np.clip(rank / below, 0.5, 2.0))
         else:
             ratio = 1 + _SLOWER * (ratio - 1)
