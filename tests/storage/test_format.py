@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from hpcHess.hierarchical.compress import compress
 from hpcHess.storage.factor_file import write
+from tests.reference.dense_operator import DenseOperator, exponential_kernel
 from tests.reference.hss import ReferenceHSS, write_reference
 from tests.storage.launch import launch, outside_mpi
 
@@ -44,6 +46,20 @@ def test_reader_multiplies_as_dense(comm, shared_tmp, case):
         U = np.load(shared_tmp / "U.npy")
         assert U.shape == V.shape
         assert np.abs(U - hss.dense @ V).max() <= 1e-13 * np.abs(hss.dense).sum(axis=1).max() * np.abs(V).max()
+
+
+def test_reader_multiplies_a_compressed_fmm_matrix(comm, shared_tmp):
+    """Written by the package, with near lists by votes and a preconditioner beside."""
+    K = exponential_kernel(150)
+    H = compress(DenseOperator(K, comm), rtol=1e-3, leaf_size=12, distance="angle", format="fmm", budget=0.3, n_neighbors=8)
+    assert len(H.near.pairs) > 2 << H.tree.depth and len(H.levels[-1].far.pairs) > 0
+    H.save(shared_tmp / "F.h5")
+    V = np.random.default_rng(1).standard_normal((150, 2))
+    expected = H @ V
+    if comm.rank == 0:
+        np.save(shared_tmp / "V.npy", V)
+        read_with_example(shared_tmp)
+        assert np.abs(np.load(shared_tmp / "U.npy") - expected).max() <= 1e-12 * np.abs(K).sum(axis=1).max() * np.abs(V).max()
 
 
 def test_example_of_the_specification(comm, shared_tmp):
