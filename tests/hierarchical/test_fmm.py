@@ -7,6 +7,8 @@ from mpi4py import MPI
 from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.file import load
 from hpcHess.hierarchical.norms import norm_frobenius
+from hpcHess.info import describe, summarize
+from hpcHess.storage.factor_file import FactorFile
 from hpcHess.tree.interactions import most_near
 from tests.reference.dense_operator import DenseOperator, exponential_kernel, gaussian_kernel
 from tests.tree.test_neighbours import EntriesOperator
@@ -175,6 +177,19 @@ def test_storage_is_counted(comm, shared_tmp):
     else:
         stored = None
     assert H.report["storage_entries"] == comm.bcast(stored) == counts["bytes"] // H.dtype.itemsize
+
+
+def test_info_shows_the_format(comm, shared_tmp):
+    """Its name, what the lists were made with, and near and far blocks of every level."""
+    H = fmm(DenseOperator(matrix_named("gaussian"), comm), 0.1)
+    H.save(shared_tmp / "F.h5")
+    with FactorFile(shared_tmp / "F.h5", comm, verify=False) as file:
+        lines = describe(summarize(file, False)).splitlines()
+    assert "FMM matrix" in lines[0] and "12 neighbours, at most 0.1 of the leaves" in lines[1]
+    header = next(i for i, line in enumerate(lines) if line.split()[-2:] == ["near", "far"])
+    shown = [[int(word.replace(",", "")) for word in line.split()[-2:]] for line in lines[header + 1 : header + 2 + H.tree.depth]]
+    assert [far for _, far in shown] == [0, *(len(level.far.pairs) for level in H.levels[1:])]
+    assert [near for near, _ in shown] == [0] * H.tree.depth + [len(H.near.pairs)]
 
 
 @pytest.mark.parametrize("budget", [0.1, 1])
