@@ -47,7 +47,7 @@ def test_nearly_the_cheapest(comm, case, winner):
     true = {distance: stored(operator, distance, rtol) for distance in DISTANCES}
     assert set(predictions) == set(DISTANCES) and predictions[best] <= 1.1 * min(predictions.values())
     assert true[best] <= 1.15 * min(true.values()), (best, predictions, true)
-    assert min(true, key=true.get) == winner and max(true.values()) > 1.3 * min(true.values()), "a choice that matters"
+    assert min(true, key=true.get) == winner and max(true.values()) > 1.2 * min(true.values()), "a choice that matters"
     for distance, predicted in predictions.items():
         assert 0.4 < predicted / true[distance] < 2.5
 
