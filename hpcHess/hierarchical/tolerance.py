@@ -28,7 +28,7 @@ def equal_shares(has_far):
 
 
 def shares_by_storage(levels):
-    """Shares ∝ (r(c − r) + ½ Σ r r_β over couplings)^0.85 from the ranks of a finished pass; rank 0 counts as 1, without a far field as none."""
+    """Shares ∝ (r(c − r) + ½ Σ r r_β over couplings)^0.85 from the ranks of a finished pass; rank 0 counts as 1; no far field, no share."""
     costs, has_far = [np.zeros(1)], far_fields([None, *(level.far.pairs for level in levels[1:])])
     for level in levels[1:]:
         ranks = np.maximum(level.ranks, 1).astype(np.float64)

@@ -10,6 +10,7 @@ A metric has `points`, an array with one row for every parameter of this rank, w
 """
 
 import numpy as np
+from mpi4py import MPI
 
 from hpcHess.parallel.exchange import reduce_rows
 from hpcHess.parallel.ownership import row_starts, starts_of
@@ -19,10 +20,12 @@ from hpcHess.runtime.errors import InputError
 def metric_of(operator, distance, n_columns, seed):
     """The metric `angle` or `kernel` of an operator: by its embedding in n_columns dimensions where it has one, else by exact entries.
 
-    `points` are this rank's piece (`row_starts`) of the alive parameters. Collective. InputError where the operator offers neither.
+    Kernel distances are up to a factor. `points` are this rank's piece (`row_starts`) of the alive parameters. Collective. InputError where the operator offers neither.
     """
     if hasattr(operator, "partial_probe"):
-        return Embedded(embedding(operator, n_columns, seed)[0], distance)
+        Z = embedding(operator, n_columns, seed)[0]
+        largest = operator.comm.allreduce(float(np.abs(Z).max(initial=0)), MPI.MAX)
+        return Embedded(Z / Z.dtype.type(largest) if 0 < largest < np.inf else Z, distance)
     if hasattr(operator, "entries_batch") and hasattr(operator, "diagonal"):
         return Exact(operator, distance)
     raise InputError("this operator has no embedding: use distance = 'parameter' or 'random'")
@@ -40,7 +43,7 @@ def embedding(operator, n_columns, seed):
 
 
 class Embedded:
-    """Distances by rows z_i with ⟨z_i, z_j⟩ ≈ H_ij: ‖z_i − z_j‖² (kernel), 1 − ⟨z_i, z_j⟩² of unit rows (angle; a zero row stays zero)."""
+    """Distances by rows z_i with ⟨z_i, z_j⟩ ≈ H_ij, up to a factor: ‖z_i − z_j‖² (kernel), 1 − ⟨z_i, z_j⟩² of unit rows (angle; zero rows stay)."""
 
     def __init__(self, Z, distance):
         self.distance, self.points = distance, Z
@@ -67,16 +70,22 @@ class Embedded:
 
 
 class Exact:
-    """The same from `entries_batch` and `diagonal`: no approximation, one entry for every distance. A point is its parameter's index, [m, 1]."""
+    """The same from `entries_batch` and `diagonal`, one entry for every distance. A point is its parameter's index, [m, 1].
+
+    All entries are divided by the largest diagonal one, kernel distances therefore too; a list of neighbours does not depend on it.
+    """
 
     def __init__(self, operator, distance):
         self.operator, self.distance = operator, distance
         starts, rank = row_starts(len(operator.alive), operator.comm.size), operator.comm.rank
         self.points = operator.alive[starts[rank] : starts[rank + 1], None]
         self.scale = np.abs(operator.diagonal()).astype(np.float64)
+        self.unit = self.scale.max(initial=0) or 1.0  # of all entries, against overflow
+        self.scale /= self.unit
         if distance == "angle":
-            some = self.scale[operator.alive]
-            self.scale[self.scale == 0] = some[some > 0].mean() if np.any(some > 0) else 1.0
+            some = self.scale[self.scale > 0]
+            self.scale[self.scale == 0] = some.mean() if len(some) else 1.0
+            self.scale = np.sqrt(self.scale)
 
     def to_nodes(self, points, node, references):
         """d(points[i], references[node[i]]), [m]; an entry for every point."""
@@ -99,5 +108,5 @@ class Exact:
 
     def _distances(self, H, scale_i, scale_j):
         if self.distance == "angle":
-            return 1 - np.square(H, dtype=np.float64) / (scale_i * scale_j)
-        return scale_i + scale_j - 2.0 * H
+            return 1 - np.square(H / self.unit / scale_i / scale_j)
+        return scale_i + scale_j - 2.0 * (H / self.unit)

@@ -25,7 +25,8 @@ _SLAB = 8  # candidates of a point that are merged at once
 @dataclass
 class Neighbours:
     """Lists of this rank's piece of the alive parameters: `parameters` int64 [m], `lists` int64 [m, κ] parameter indices, nearest
-    first, itself not among them, and their `distances` [m, κ]. κ ≤ n_alive − 1. `changed`: part of the entries that the last of `trees` changed."""
+    first, itself not among them (but where distances are not finite), and their `distances` [m, κ]; κ ≤ n_alive − 1.
+    `changed`: part of the entries that the last of `trees` changed."""
 
     parameters: np.ndarray
     lists: np.ndarray
@@ -40,7 +41,7 @@ def has_metric(operator):
 
 
 def nearest_neighbours(operator, n_neighbours, distance="angle", seed=0):
-    """`Neighbours` in the metric `angle` or `kernel` (`tree.distance.metric_of`). Collective; the same lists for any number of ranks, up to rounding.
+    """`Neighbours` in the metric `angle` or `kernel` (`tree.distance.metric_of`). Collective; the same for any number of ranks, up to rounding.
 
     O(N κ) memory, O(N κ log N) distances. InputError where the operator has neither an embedding nor entries.
     """
@@ -62,6 +63,7 @@ def nearest_neighbours(operator, n_neighbours, distance="angle", seed=0):
         new = _merge(lists, i - first, j, d)
         changed, trees = comm.allreduce(new) / (n * count), trees + 1
     numbers = (lists & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    numbers = np.where(numbers < n, numbers, index[:, None])
     return Neighbours(operator.alive[first:last], operator.alive[numbers], keys_of(lists), trees, changed if depth else 0.0)
 
 

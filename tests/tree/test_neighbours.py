@@ -194,3 +194,12 @@ def test_far_fields():
     assert all(f.all() for f in flags[1:]), "the halves are far from each other"
     without = np.array([pair for pair in everything if not (pair[0] < 2 and pair[1] > 5)])  # leaves 0, 1 and 6, 7 alone are far
     assert [f.nonzero()[0].tolist() for f in far_fields(far_pairs(without, depth))] == [[], [], [0, 3], [0, 1, 6, 7]]
+
+
+@pytest.mark.parametrize("distance", ["angle", "kernel"])
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_no_overflow(comm, distance, factor):
+    """Lists do not depend on the matrix's scale."""
+    H = kernel(200)
+    lists = [whole(comm, nearest_neighbours(EntriesOperator(each, comm), 6, distance))[1] for each in (H, H * factor)]
+    assert np.mean(lists[0] == lists[1]) > 0.99
