@@ -39,7 +39,7 @@ def corrected_tail(tail, r, m, k, n):
 def interpolate(xp, R, starts, tolerance, max_rank=None, samples=None):
     """Interpolation of the pieces R[starts[i] : starts[i + 1]] [m_i, k] of the stacked rows R.
 
-    Column-pivoted QR of S_i = R_iᵀ (Businger & Golub 1965) to the smallest rank r ≤ min(m_i, k, max_rank) with
+    Column-pivoted QR of S_i = R_iᵀ (Businger & Golub 1965) to the smallest rank r ≤ min(m_i, k, n_i, max_rank) with
     corrected_tail(‖S − QQᵀS‖_F) ≤ tolerance[i] (array or scalar); T = R₁₁⁻¹ R₁₂. `samples` float64 [b]: the n_i of
     the correction, default k. Raises FloatingPointError where R holds NaN or Inf.
     """
@@ -50,7 +50,7 @@ def interpolate(xp, R, starts, tolerance, max_rank=None, samples=None):
     pieces = []
     for i in range(len(starts) - 1):
         S = R[int(starts[i]) : int(starts[i + 1])].T
-        limit = min(S.shape[1], k, k if max_rank is None else max_rank)
+        limit = int(min(S.shape[1], k, samples[i], k if max_rank is None else max_rank))
         pieces.append(_interpolate_piece(xp, S, float(tolerance[i]), limit, float(samples[i])))
     ranks = np.array([r for r, *_ in pieces], np.int64)
     sizes = np.diff(starts)

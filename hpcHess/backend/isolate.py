@@ -2,19 +2,18 @@
 
 
 def isolate(xp, omega, Y, starts):
-    """Pieces Ω_i, Y_i [m_i, p], m_i ≤ p, of stacked rows → (R [Σ m, p − min m], F [Σ m, max m]), rows padded with zeros.
+    """Pieces Ω_i, Y_i [m_i, p], m_i ≤ p, of stacked rows → (R, F), both [Σ m, max m], rows padded with zeros.
 
-    Householder QR of Ω_iᵀ = [Q₁ Q₂] [L; 0]: R_i = Y_i Q₂ [m_i, p − m_i], of which Ω_i Q₂ = 0 (Levitt & Martinsson, 2024, §3), and
-    F_i = Y_i Ω_i^† = Y_i Q₁ L⁻ᵀ [m_i, m_i].
+    Householder QR of Ω_iᵀ = Q L: Y_i (I − QQᵀ) holds p − m_i samples of the far field, because Ω_i (I − QQᵀ) = 0 (Levitt & Martinsson,
+    2024, §3); R_i [m_i, m_i] is its triangular factor, with the same R_iR_iᵀ. F_i = Y_i Ω_i^† = Y_i Q L⁻ᵀ [m_i, m_i].
     """
-    p, sizes = omega.shape[1], [int(b) - int(a) for a, b in zip(starts[:-1], starts[1:])]
-    R = xp.zeros((len(omega), p - min(sizes, default=p)), Y.dtype)
-    F = xp.zeros((len(omega), max(sizes, default=0)), Y.dtype)
+    sizes = [int(b) - int(a) for a, b in zip(starts[:-1], starts[1:])]
+    R, F = (xp.zeros((len(omega), max(sizes, default=0)), Y.dtype) for _ in range(2))
     for m, at in zip(sizes, starts[:-1]):
         rows = slice(int(at), int(at) + m)
         if m:
-            Q, L = xp.linalg.qr(omega[rows].T, mode="complete")
-            rotated = Y[rows] @ Q
-            R[rows, : p - m] = rotated[:, m:]
-            F[rows, :m] = xp.linalg.solve(L[:m], rotated[:, :m].T).T
+            Q, L = xp.linalg.qr(omega[rows].T)
+            inside = Y[rows] @ Q
+            R[rows, :m] = xp.linalg.qr((Y[rows] - inside @ Q.T).T)[1].T
+            F[rows, :m] = xp.linalg.solve(L, inside.T).T
     return R, F

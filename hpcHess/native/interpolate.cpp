@@ -143,7 +143,8 @@ nb::tuple interpolate(Array<const T, 2> R, Index starts, Array<const double, 1> 
     std::vector<Piece<T>> pieces(b);
     const double work = b ? double(s[b] - s[0]) * double(k) * double(std::min(k, max_rank)) : 0;
     for_each_task(b, work, [&](std::int64_t i) {
-      const int m = static_cast<int>(s[i + 1] - s[i]), limit = static_cast<int>(std::min({std::int64_t(m), k, max_rank}));
+      const int m = static_cast<int>(s[i + 1] - s[i]), most = static_cast<int>(std::min({std::int64_t(m), k, max_rank}));
+      const int limit = static_cast<int>(std::min(double(most), samples.data()[i]));
       pieces[i] = PivotedQR<T>(R.data() + s[i] * k, m, static_cast<int>(k), samples.data()[i]).interpolate(tolerance.data()[i], limit);
     });
     std::size_t entries = 0;

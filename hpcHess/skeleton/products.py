@@ -1,7 +1,8 @@
 """HSS matrices from products alone: no entries, the null spaces of Ω isolate the far fields (Levitt & Martinsson, 2024,
 "Linear-complexity black-box randomized compression of rank-structured matrices"), here with interpolation, U_α = P_αᵀ, J the skeleton.
 
-Upward, with Ω_α Q₂ = 0: Y_α Q₂ = H[α, far] (ΩQ₂)_far is a Gaussian sample of the far field, from which P_α is made. With F = Y_α Ω_α^†
+Upward, with Z an orthonormal basis of the null space of Ω_α: Y_α Z = H[α, far] (ΩZ)_far is a Gaussian sample of the far field, from
+which P_α is made. With F = Y_α Ω_α^†
     K = (I − U Jᵀ) F,   D_α = K + U JᵀKᵀ  (≈ H_αα − U H_JJ Uᵀ; symmetrized),   Ω̃ = UᵀΩ_α,   Ỹ = Jᵀ(Y_α − D_α Ω_α)
 and (Ω̃, Ỹ) are the samples of the compressed matrix Ã between skeletons, stacked for the parents. At the root Ã = Y Ω^†.
 Downward: the off-diagonal part of a node's A is the coupling of its two children, the diagonal parts are their Ã, and
@@ -36,18 +37,20 @@ class ProductSamples:
 
     def start(self, build):
         """Ω and Y of the leaves."""
-        self.build, self.bound, self.R, self.D = build, None, None, [None] * (build.tree.depth + 1)
+        self.build, self.R, self.D = build, None, [None] * (build.tree.depth + 1)
+        most = self.sketch.n_columns + self.sketch.affordable()  # where memory ends: ranks r for whose parents 3r + SPARE columns are enough
+        self.bound = max(1, (most - SPARE) // 3) if most < build.tree.n + SPARE else None
         self.omega, self.Y = self._wide(self.sketch.omega), self._wide(self.sketch.Y)
 
     def at(self, level, index):
-        """Y Q₂ of the own nodes, [Σ c, k], scaled for its padding; p − c samples a node. Collective."""
+        """Y (I − QQᵀ) of the own nodes, as triangular factors [Σ c, max c]; p − c samples a node. Collective."""
         if self.R is None:
             self._enough_for(level)
             columns = level.own(self.build.comm, level.columns)
-            R, F = self.build.backend.isolate(self.omega, self.Y, starts_of(columns))
+            R, self.F = self.build.backend.isolate(self.omega, self.Y, starts_of(columns))
             self.counts = (self.omega.shape[1] - columns).astype(float)
             scale = np.sqrt(R.shape[1] / np.repeat(self.counts, columns))
-            self.R, self.F = R * self.build.backend.asarray(scale[:, None]), F
+            self.R = R * self.build.backend.asarray(scale[:, None])
         return self.R, self.counts
 
     def grow(self, level, wanted):
@@ -55,12 +58,7 @@ class ProductSamples:
         columns = level.own(self.build.comm, level.columns)
         wanted = int(np.max(np.where(wanted > 0, columns + wanted, 0), initial=0))
         wanted = min(max(self.build.comm.allgather(wanted)), self.build.tree.n + SPARE)
-        p = self.omega.shape[1]
-        if wanted <= p:
-            return False
-        if not self._extend(wanted, level) and self.bound is None:  # no memory: ranks that the columns at hand support, parents' too
-            self.bound = max(1, min((p - SPARE) // 3, int(0.75 * (p - int(level.columns.max())))))
-        return True
+        return wanted > self.omega.shape[1] and self._extend(wanted, level)
 
     def deepen(self):
         """Gaussian samples tell the tails as they are."""

@@ -1,0 +1,111 @@
+"""Sketch, rows and products against dense matrices: approximation against rtol, implementation against machine precision."""
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from hpcHess.hierarchical.compress import compress
+from hpcHess.runtime.errors import HpcHessWarning, InputError
+from tests.skeleton.matrices import MATRICES, OPERATORS, BlackBox, WithDiagonal, exactly_hss, matrix_named, relative
+
+SAMPLINGS = list(OPERATORS)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("rtol", [1e-1, 1e-3, 1e-7])
+def test_error_is_within_rtol(comm, sampling, name, rtol):
+    A = matrix_named(name)
+    H = compress(OPERATORS[sampling](A, comm), rtol=rtol, leaf_size=24, sampling=sampling)
+    error, found = relative(H, A), H.report["error_estimate"]
+    assert error <= rtol and H.report["rtol_met"] and found["high"] <= rtol
+    assert 0.8 * found["low"] - 1e-12 <= error <= 1.25 * found["high"] + 1e-12
+    assert H.report["sampling"] == sampling
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("depth", [0, 1, 4])
+def test_exactly_hss_matrices_come_out_to_machine_precision(comm, sampling, depth):
+    A = exactly_hss(321, 6, depth)
+    H = compress(OPERATORS[sampling](A, comm), rtol=1e-9, leaf_size=-(-321 >> depth), sampling=sampling, dtype="float64")
+    assert H.tree.depth == depth
+    assert relative(H, A) <= 1e-12
+    if depth:
+        assert H.levels[depth].ranks.max() <= 6
+    D = H @ np.eye(321)
+    assert np.abs(D - D.T).max() <= 1e-14 * np.abs(D).max()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_low_error_costs_about_what_the_sketch_costs(comm, sampling):
+    A = matrix_named("kernel")
+    stored = [compress(OPERATORS[s](A, comm), rtol=1e-2, leaf_size=24, sampling=s).report["storage_entries"] for s in ("sketch", sampling)]
+    assert stored[1] <= 1.25 * stored[0]
+
+
+@pytest.mark.parametrize("sampling", ["rows", "products"])
+def test_full_rank_is_told(comm, sampling):
+    """A random symmetric matrix has no low-rank blocks: the tolerance is met without compression, or said to be missed."""
+    A = np.random.default_rng(5).standard_normal((200, 200))
+    A += A.T
+    H = compress(OPERATORS[sampling](A, comm), rtol=1e-3, leaf_size=20, sampling=sampling)
+    assert H.report["rtol_met"] == (relative(H, A) <= 1e-3)
+    assert H.report["rtol_met"] and H.report["warnings"][0].startswith("no compression")
+    H = compress(OPERATORS[sampling](A, comm), rtol=1e-3, leaf_size=20, max_rank=7, sampling=sampling)
+    error = H.report["error_estimate"]
+    assert not H.report["rtol_met"] and error["low"] * 0.9 <= relative(H, A) <= error["high"] * 1.1
+    assert H.levels[-1].ranks.max() == 7 and any("saturation" in line and "max_rank = 7" in line for line in H.report["warnings"])
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_any_number_of_ranks_gives_the_same_twice(comm, sampling):
+    A = matrix_named("kernel")
+    make = lambda group: compress(  # noqa: E731
+        OPERATORS[sampling](A, group), rtol=1e-5, leaf_size=24, sampling=sampling, dtype="float64", seed=3
+    )
+    many, again, one = make(comm), make(comm), make(MPI.COMM_SELF)
+    for H in (again, one):
+        assert all(np.array_equal(a.ranks, b.ranks) for a, b in zip(many.levels[1:], H.levels[1:]))
+    assert np.array_equal(many @ np.eye(len(A)), again @ np.eye(len(A)))
+    assert np.abs(many @ np.eye(len(A)) - one @ np.eye(len(A))).max() <= 1e-12 * np.abs(A).max()
+
+
+def test_what_is_used(comm):
+    """Products: nothing but `partial_matmat`. Rows: products for the probes and certificates only."""
+    A = matrix_named("kernel")
+    H = compress(BlackBox(A, comm), rtol=1e-2, leaf_size=24, sampling="products")
+    assert H.report["exact_products"] >= H.report["sketch_columns"] + 64 and H.report["sketch_columns"] >= 24 + 10
+    H = compress(WithDiagonal(A, comm), rtol=1e-2, leaf_size=24, sampling="rows")
+    assert H.report["sketch_columns"] == 0 and H.report["exact_products"] % 32 == 0 and H.report["exact_products"] <= 160
+    with pytest.raises(InputError, match="entries"):
+        compress(BlackBox(A, comm), sampling="rows")
+    with pytest.raises(InputError, match="hss"):
+        compress(BlackBox(A, comm), sampling="products", format="fmm")
+
+
+def test_black_boxes_with_zero_rows_and_solves(comm, shared_tmp):
+    """An ordinary HSS matrix: files and Woodbury solves work; rows that are zero stay zero."""
+    from hpcHess.hierarchical.file import load
+
+    A = matrix_named("kernel")
+    A[::9], A[:, ::9] = 0, 0
+    H = compress(BlackBox(A, comm), rtol=1e-7, leaf_size=24, sampling="products")
+    H.save(shared_tmp / "products.h5")
+    again, b = load(shared_tmp / "products.h5", comm), np.random.default_rng(0).standard_normal((len(A), 2))
+    expected = np.linalg.solve(A + 0.1 * np.eye(len(A)), b)
+    for each in (H, again):
+        assert np.linalg.norm(each.solve(b, damping=0.1) - expected) <= 1e-7 * np.linalg.norm(A) / 0.1 * np.linalg.norm(expected)
+    assert np.abs((H @ np.eye(len(A)))[::9]).max() <= 1e-12 * np.abs(A).max()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_memory_that_ends(comm, monkeypatch, dtype):
+    """Where no further products can be held the ranks stop at what these support, and the report says so."""
+    from hpcHess.skeleton.sketch import Sketch
+
+    monkeypatch.setattr(Sketch, "affordable", lambda self: 0)
+    A = matrix_named("kernel")
+    with pytest.warns(HpcHessWarning) if comm.rank == 0 else pytest.MonkeyPatch.context():
+        H = compress(BlackBox(A, comm, dtype), rtol=1e-6, leaf_size=24, sampling="products")
+    assert not H.report["rtol_met"] and any("memory" in line for line in H.report["warnings"])
+    assert H.report["error_estimate"]["low"] * 0.8 <= relative(H, A) <= H.report["error_estimate"]["high"] * 1.25
