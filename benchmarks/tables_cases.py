@@ -83,7 +83,7 @@ class Case:
 def _dense(n, **more):
     name = f"gauss-newton-{n}"
     maker = ("benchmarks.gauss_newton_matrix", "--n", str(n))
-    more.setdefault("solves", Solves("10", columns=64, refine_columns=64))
+    more.setdefault("solves", Solves("10", columns=64, refine_columns=16))
     return Case(more.pop("name", name), "dense", f"{name}.toml", matrix=maker, file=f"GN{n}.f32", **more)
 
 
