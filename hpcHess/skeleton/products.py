@@ -22,8 +22,8 @@ SPARE = 16  # columns of Ω beyond the rows of a node at least: F is well condit
 
 
 class ProductSamples:
-    """Samples of the far fields from a `Sketch` alone (`skeletonize.Skeletonizer`); HSS only. The sketch has at least `SPARE` columns
-    more than any node has rows, and grows when a rank comes near what its null space supports. Couplings and near blocks follow at the end."""
+    """Samples of the far fields from a `Sketch` alone (`skeletonize.Skeletonizer`); HSS only. The sketch has about twice as many columns
+    as any node has rows, and grows when a rank comes near what its null space supports. Couplings and near blocks follow at the end."""
 
     by_entries = False
 
@@ -32,8 +32,8 @@ class ProductSamples:
 
     @staticmethod
     def first_columns(tree, leaf_size):
-        """Enough for leaves of half rank; for all of H where the root is a leaf."""
-        return min(tree.n, leaf_size + leaf_size // 2) + SPARE
+        """Enough for any leaf; for all of H where the root is a leaf."""
+        return min(tree.n, 2 * leaf_size) + SPARE
 
     def start(self, build):
         """Ω and Y of the leaves."""
@@ -92,9 +92,9 @@ class ProductSamples:
         return self.build.backend.asarray(np.ascontiguousarray(rows, np.float64))
 
     def _enough_for(self, level):
-        """Columns for the nodes of a level (whose `columns` are known everywhere). InputError where memory ends before."""
-        most, p = int(level.columns.max(initial=0)), self.omega.shape[1]
-        if p < most + SPARE and not self._extend(min(most + most // 2, self.build.tree.n) + SPARE, level):
+        """2c columns for the nodes of a level, whose `columns` c are known everywhere, or at least c. InputError where memory ends before."""
+        most, n, p = int(level.columns.max(initial=0)), self.build.tree.n, self.omega.shape[1]
+        if p < min(2 * most, n) + SPARE and not self._extend(min(2 * most, n) + SPARE, level) and p < most + SPARE:
             raise InputError(f"{most + SPARE} products are needed, more than the memory holds: use more hosts, a larger rtol or max_rank")
 
     def _extend(self, wanted, level):

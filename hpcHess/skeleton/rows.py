@@ -1,7 +1,7 @@
 """Samples of the far fields by rows of H, as GOFMM draws them (Yu, Levitt, Reiz & Biros, SC 2017, §2.2): entries alone, no products.
 
 A node with columns I takes q = 2·max(|I|, m) rows of its far field (m: leaf size): first the parameters that are neighbours of most of I,
-weight 1, at most q/2; then one row from each of equal strata of the rest (in tree order), drawn uniformly, weight √(size of its stratum).
+weight 1, at most q/4; then one row from each of equal strata of the rest (in tree order), drawn uniformly, weight √(size of its stratum).
 So E ‖W H[rows, I]‖_F² = ‖H[far, I]‖_F² exactly, and with √k the columns of R are as a sketch's. All rows are taken where the far
 field has no more than q.
 
@@ -16,7 +16,7 @@ from hpcHess.parallel.ownership import row_starts, starts_of
 from hpcHess.parallel.random import scramble
 from hpcHess.skeleton.levels import to_parents
 
-ROWS = 2  # rows a column; half of them neighbours at most: the others tell the tail of a fit
+ROWS = 2  # rows a column; a quarter of them neighbours at most: the others tell the tail of a fit
 MOST_ROWS = 32
 
 
@@ -90,9 +90,9 @@ class RowSamples:
     def _rows(self, level, columns):
         """(tree positions, weights, number a node, independent samples a node) of the own nodes' rows."""
         own, n, near = Near(level, self.build), self.build.tree.n, None
-        total = np.maximum(self.ratio * np.maximum(columns, self.leaf_size), 2 * self.more)
+        total = np.maximum(self.ratio * np.maximum(columns, self.leaf_size), 4 * self.more // 3)
         everything = own.n_far <= total
-        near, important = self._important(own, columns, np.where(everything, 0, total // 2))
+        near, important = self._important(own, columns, np.where(everything, 0, total // 4))
         rest = own.n_far - np.bincount(near, minlength=own.count)
         drawn = np.minimum(total - (own.n_far - rest), rest)
         node, stratum = np.repeat(np.arange(own.count), drawn), ranges(0 * drawn, drawn)
