@@ -1,6 +1,6 @@
 """Samples of the far fields by rows of H, as GOFMM draws them (Yu, Levitt, Reiz & Biros, SC 2017, §2.2): entries alone, no products.
 
-A node with columns I takes q = 2·max(|I|, m) rows of its far field (m: leaf size): first the parameters that are neighbours of most of I,
+A node with columns I takes q = 4·max(|I|, m) rows of its far field (m: leaf size): first the parameters that are neighbours of most of I,
 weight 1, at most q/4; then one row from each of equal strata of the rest (in tree order), drawn uniformly, weight √(size of its stratum).
 So E ‖W H[rows, I]‖_F² = ‖H[far, I]‖_F² exactly, and with √k the columns of R are as a sketch's. All rows are taken where the far
 field has no more than q.
@@ -16,7 +16,7 @@ from hpcHess.parallel.ownership import row_starts, starts_of
 from hpcHess.parallel.random import scramble
 from hpcHess.skeleton.levels import to_parents
 
-ROWS = 2  # rows a column; a quarter of them neighbours at most: the others tell the tail of a fit
+ROWS = 4  # rows a column (GOFMM: 2; more save attempts); a quarter of them neighbours at most: the others tell the tail of a fit
 MOST_ROWS = 32
 
 

@@ -6,7 +6,7 @@ import pytest
 from hpcHess.backend import get
 from hpcHess.parallel.ownership import node_starts, row_starts
 from hpcHess.skeleton.levels import PairBlocks, new_level
-from hpcHess.skeleton.rows import RowSamples, lists_in_tree_rows
+from hpcHess.skeleton.rows import ROWS, RowSamples, lists_in_tree_rows
 from hpcHess.skeleton.sketch import Sketch
 from hpcHess.tree.interactions import near_self
 from hpcHess.tree.tree import Tree
@@ -67,7 +67,7 @@ def test_rows_are_far_and_different(comm, near, number):
         mine, far = rows[at[i] : at[i + 1]], far_positions(build, level, first + i)
         assert len(np.unique(mine)) == len(mine) and np.isin(mine, far).all()
         assert np.isclose(np.sum(weights[at[i] : at[i + 1]] ** 2), len(far))
-        wanted = 2 * max(columns[i], 8)
+        wanted = ROWS * max(columns[i], 8)
         assert len(mine) == min(wanted, len(far))
         assert (effective[i] == np.inf) == (len(far) <= wanted)
         assert np.isinf(effective[i]) or effective[i] <= len(mine)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from hpcHess import backend as backends
 from hpcHess.hierarchical.compress import compress
 from hpcHess.runtime.errors import HpcHessWarning, InputError
+from tests.backend.device_arrays import DeviceBackend
 from tests.skeleton.matrices import MATRICES, OPERATORS, BlackBox, WithDiagonal, exactly_hss, matrix_named, relative
 
 SAMPLINGS = list(OPERATORS)
@@ -109,3 +111,33 @@ def test_memory_that_ends(comm, monkeypatch, dtype):
         H = compress(BlackBox(A, comm, dtype), rtol=1e-6, leaf_size=24, sampling="products")
     assert not H.report["rtol_met"] and any("memory" in line for line in H.report["warnings"])
     assert H.report["error_estimate"]["low"] * 0.8 <= relative(H, A) <= H.report["error_estimate"]["high"] * 1.25
+
+
+@pytest.mark.parametrize("sampling", ["sketch", "rows"])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-6])
+def test_near_lists(comm, sampling, rtol):
+    A = matrix_named("kernel")
+    H = compress(WithDiagonal(A, comm), rtol=rtol, leaf_size=24, sampling=sampling, distance="angle", format="fmm", budget=0.2)
+    assert len(H.near.pairs) > 1 << H.tree.depth
+    assert H.report["rtol_met"] and relative(H, A) <= rtol
+    assert H.preconditioner.report["error_spectral"] <= 0.2 * H.report["lambda_max"]
+
+
+@pytest.mark.parametrize("sampling", ["rows", "products"])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_fewer_parameters_than_ranks(comm, sampling, n):
+    A = matrix_named("kernel")[:n, :n]
+    H = compress(OPERATORS[sampling](A, comm), rtol=1e-6, leaf_size=2, sampling=sampling)
+    assert relative(H, A) <= 1e-6
+
+
+@pytest.mark.parametrize("sampling", ["rows", "products"])
+def test_arrays_of_a_device(comm, sampling, monkeypatch):
+    """Arrays that refuse implicit conversion, as a GPU's do, give NumPy's numbers."""
+    A = matrix_named("kernel")[:120, :120]
+    make = lambda: compress(OPERATORS[sampling](A, comm), rtol=1e-5, leaf_size=12, sampling=sampling, dtype="float64", backend="numpy")  # noqa: E731
+    host = make()
+    monkeypatch.setattr(backends, "get", lambda name="auto": DeviceBackend())
+    device = make()
+    assert device.near.blocks.data.__class__.__name__ == "DeviceArray"
+    assert np.abs(device @ np.eye(120) - host @ np.eye(120)).max() <= 1e-12 * np.abs(A).max()
