@@ -11,6 +11,7 @@ from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.random import gaussian_rows
 
 CONFIDENCE = 0.95
+NOISE = 1e-13  # of a unit column's ‖·‖²: less than this outside of a space is rounding
 
 
 @dataclass
@@ -94,34 +95,35 @@ def spectral_norm(apply, comm, start, iterations, rtol=1e-4):
     `apply(W [n_local, k])`; `start` [n_local, k]. Stops after `iterations` products, or when the value settles to rtol. Clusters of
     eigenvalues do not slow it down as they do power iterations (Musco & Musco, NeurIPS 2015). Holds k · iterations columns. Collective.
     """
-    value, basis, images, W = 0.0, [], [], start.astype(np.float64)
+    n, k = start.shape
+    Q, T = np.empty((n, k * iterations)), np.zeros((k * iterations,) * 2)
+    value, m, W = 0.0, 0, start.astype(np.float64)
     for _ in range(iterations):
-        W = _orthonormal(comm, basis, W)
+        W = _orthonormal(comm, Q[:, :m], W)
         if not W.shape[1]:
             break
-        basis.append(W)
+        last, m = m, m + W.shape[1]
+        Q[:, last:m] = W
         W = apply(W)
-        images.append(W)
-        Q, HQ = np.concatenate(basis, axis=1), np.concatenate(images, axis=1)
-        projected = comm.allreduce(Q.T @ HQ)
-        previous, value = value, float(np.abs(np.linalg.eigvalsh((projected + projected.T) / 2)).max())
+        T[:m, last:m] = comm.allreduce(Q[:, :m].T @ W)
+        T[last:m, :m] = T[:m, last:m].T
+        previous, value = value, float(np.abs(np.linalg.eigvalsh(T[:m, :m])).max())
         if abs(value - previous) <= rtol * value:
             break
     return value
 
 
-def _orthonormal(comm, basis, W):
-    """An orthonormal basis of what W [n_local, k] adds to `basis` (a list of orthonormal blocks), possibly with fewer columns. Collective."""
-    scale = comm.allreduce(float(np.sum(W**2)))
-    for _ in range(2):
-        if basis:
-            Q = np.concatenate(basis, axis=1)
-            W = W - Q @ comm.allreduce(Q.T @ W)
+def _orthonormal(comm, Q, W):
+    """Orthonormal columns of what W [n_local, k] adds to the span of the orthonormal Q; none where that is rounding. Collective."""
+    for _ in range(2):  # what is left of a unit column after a second projection is all of it, or the column was rounding
+        before = comm.allreduce(np.einsum("ij,ij->j", W, W))
+        W = W[:, before > 0] / np.sqrt(before[before > 0])
+        W = W - Q @ comm.allreduce(Q.T @ W)
         gram, vectors = np.linalg.eigh(comm.allreduce(W.T @ W))
-        keep = gram > 1e-24 * scale
+        keep = gram > NOISE
         W = W @ (vectors[:, keep] / np.sqrt(gram[keep]))
-        scale = 1.0
-    return W
+    left = W - Q @ comm.allreduce(Q.T @ W)
+    return W[:, comm.allreduce(np.einsum("ij,ij->j", left, left)) > 0.5]
 
 
 def largest_eigenvalue(matrix, seed=0, columns=8, iterations=16):

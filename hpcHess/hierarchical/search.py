@@ -115,8 +115,11 @@ class Attempt:
 
 
 def _norm(comm, Y, dtype):
-    """‖H‖_F from a sketch, E‖Hω‖² = ‖H‖_F². InputError where it is larger than the products' or the stored type can hold."""
+    """‖H‖_F from a sketch of alive parameters, E‖Hω‖² = ‖H‖_F². InputError where the products' or the stored type cannot hold its entries."""
     norm = float(np.sqrt(comm.allreduce(float(np.sum(np.square(Y, dtype=np.float64)))) / max(1, Y.shape[1])))
-    if not norm < min(np.finfo(Y.dtype).max, np.finfo(dtype).max):
+    narrow = min(np.finfo(Y.dtype), np.finfo(dtype), key=lambda each: each.max)
+    if not norm < narrow.max:
         raise InputError("the curvature's entries are too large: scale the network or the data, or set compress.dtype to float64")
+    if comm.allreduce(Y.size) and norm < narrow.tiny / narrow.eps:
+        raise InputError(f"the matrix is too small for {narrow.dtype} (‖H‖_F ≈ {norm:.1e}): scale it, or set compress.dtype to float64")
     return norm

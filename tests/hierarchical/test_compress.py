@@ -226,3 +226,14 @@ def test_four_passes_on_tree_rows(comm):
     W = np.random.default_rng(1).standard_normal((64, 2))
     A = exponential_kernel(64)[np.ix_(H.tree.permutation, H.tree.permutation)]
     assert np.allclose(H.backend.to_host(multiply_tree_rows(H, H.backend.asarray(W[rows]))), (A @ W)[rows], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", ["sketch", "rows"])
+def test_a_matrix_that_underflows_is_refused(comm, sampling):
+    """Numbers that float32 rounds to zero are no compression without error."""
+    with pytest.raises(InputError, match="too small for float32.*float64"):
+        compress(DenseOperator(exponential_kernel(60) * 1e-42, comm, np.float32), rtol=1e-2, leaf_size=16, sampling=sampling)
+    with pytest.raises(InputError, match="too small for float32.*float64"):
+        compress(DenseOperator(exponential_kernel(60) * 1e-50, comm), rtol=1e-2, leaf_size=16, sampling=sampling)
+    H = compress(DenseOperator(exponential_kernel(60) * 1e-50, comm), rtol=1e-2, leaf_size=16, dtype="float64", sampling=sampling)
+    assert H.report["rtol_met"] and H.report["norm_frobenius"] > 1e-50
