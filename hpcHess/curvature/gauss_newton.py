@@ -11,6 +11,7 @@ from hpcHess.networks.network import Network
 from hpcHess.networks.problem import checked_data
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
+from hpcHess.parallel.operator import checked_dtype
 from hpcHess.parallel.ownership import row_starts, whole_rows
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
@@ -43,7 +44,7 @@ class GaussNewton:
     def __init__(self, network, inputs, targets=None, comm=MPI.COMM_WORLD, dtype=np.float64, backend="auto"):
         self.comm, self.network = comm, network
         with together(comm):
-            self.dtype = _checked_dtype(dtype)
+            self.dtype = checked_dtype(dtype)
             inputs = _checked_inputs(network, inputs, targets)
             arrays = backends.get(backend) if isinstance(backend, str) else backend
         self.n_params, self.n_samples, self.n_outputs = network.n_params, len(inputs), network.n_outputs
@@ -171,16 +172,6 @@ class GaussNewton:
         """Free the host's shared memory; the operator cannot be used any more. Collective."""
         self._entries.kernel.close()
         self.samples.close()
-
-
-def _checked_dtype(dtype):
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        found = None
-    if found not in (np.float32, np.float64):
-        raise InputError(f"dtype must be float32 or float64, not {dtype}")
-    return found
 
 
 def _checked_inputs(network, inputs, targets):
