@@ -28,9 +28,10 @@ class DenseMatrix(RowOperator):
     n        N; needed for raw files
     dtype    of products and entries, float32 or float64; default that of the matrix
 
-    The ranks share the rows of a product, in blocks that are converted one by one where the dtypes differ. Dead parameters are rows that are exactly zero. The whole matrix is read and checked once
-    (`dense_check.check_symmetric`); `digest` is the sha256 of what was read. Making it is collective; raises InputError for a
-    matrix that is not square, real, finite and symmetric, or whose numbers are too large for `dtype`.
+    The ranks share the rows of a product, in blocks that are converted one by one where the dtypes differ. Dead parameters are rows that
+    are exactly zero. The whole matrix is read and checked once (`dense_check.check_symmetric`); `digest` is the sha256 of what was
+    read. Making it is collective; raises InputError for a matrix that is not square, real, finite and symmetric, or whose numbers are
+    too large for `dtype`.
     """
 
     def __init__(self, matrix, n=None, comm=MPI.COMM_WORLD, dtype=None):

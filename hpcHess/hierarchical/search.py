@@ -91,7 +91,6 @@ class Search:
             again = budget.learn(error.high, self.norm.value, levels, saturation.nodes > 0)
         return best
 
-
     def _tails_mislead(self, high):
         """Whether an error is far above what the nodes' tolerances add up to, and above what rounding can do."""
         eps = max(np.finfo(dtype).eps for dtype in (self.skeletonizer.dtype, self.skeletonizer.operator.dtype))
