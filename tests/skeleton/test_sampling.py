@@ -38,7 +38,7 @@ def test_exactly_hss_matrices_come_out_to_machine_precision(comm, sampling, dept
     assert np.abs(D - D.T).max() <= 1e-14 * np.abs(D).max()
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("sampling", [name for name in SAMPLINGS if name != "sketch"])
 def test_low_error_costs_about_what_the_sketch_costs(comm, sampling):
     A = matrix_named("kernel")
     stored = [compress(OPERATORS[s](A, comm), rtol=1e-2, leaf_size=24, sampling=s).report["storage_entries"] for s in ("sketch", sampling)]
