@@ -13,7 +13,7 @@ from hpcHess.runtime.progress import Silent
 from hpcHess.tree.auto import cheapest_tree
 from hpcHess.tree.build import build_tree
 from hpcHess.tree.interactions import most_near, near_by_votes, near_self
-from hpcHess.tree.neighbours import has_metric, nearest_neighbours
+from hpcHess.tree.neighbours import nearest_neighbours
 
 
 def stored_dtype(dtype, rtol):
@@ -65,11 +65,10 @@ def compress(
         else:
             tree = build_tree(operator, leaf_size, distance, seed, rtol)
     near, neighbours = near_self(tree.depth), None
-    if most_near(tree.depth, budget) > 1 or (sampling == "rows" and has_metric(operator)):
+    if most_near(tree.depth, budget) > 1:
         with progress.phase("neighbours"):
             neighbours = nearest_neighbours(operator, n_neighbors, distance if distance == "kernel" else "angle", seed)
-            if most_near(tree.depth, budget) > 1:
-                near = near_by_votes(operator.comm, tree, neighbours.parameters, neighbours.lists, budget)
+            near = near_by_votes(operator.comm, tree, neighbours.parameters, neighbours.lists, budget)
     samples = first_samples(sampling, operator, tree, neighbours, leaf_size, seed, progress)
     skeletonizer = prepared(operator, tree, near, samples, kernels, dtype, progress)
     search = Search(skeletonizer, rtol, max_rank, probes, progress)

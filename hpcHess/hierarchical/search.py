@@ -23,7 +23,7 @@ MISLED = 1.5  # an error above so many times what was allowed: the samples are t
 def first_samples(sampling, operator, tree, neighbours, leaf_size, seed, progress):
     """What skeletons are chosen from (`skeletonize.Skeletonizer`), with products enough for any leaf. Collective.
 
-    sampling: sketch, rows, products; neighbours: `tree.neighbours.Neighbours`, or None: rows are drawn uniformly.
+    sampling: sketch, rows, products; neighbours: `tree.neighbours.Neighbours` where near lists needed them, or None: all rows are drawn by strata.
     """
     comm = operator.comm
     rows = tree.leaf_starts[node_starts(tree.depth, tree.depth, comm.size)]
