@@ -19,7 +19,8 @@ class BlackBox(RowOperator):
 
     Making it is collective and takes one product of 8 vectors, from which it finds the rows that are zero (`alive` are the others). All
     products are collective, `partial_matmat` too. Raises InputError where H is not symmetric (`parallel.operator.probed_rows`)
-    or the callable gives anything but finite real numbers [N, k].
+    or, then or later, the callable gives anything but finite real
+    numbers [N, k] on one of the ranks; what it raises itself on one rank is the cause of an InputError on all.
     """
 
     def __init__(self, matmat, n, comm=MPI.COMM_WORLD, dtype=np.float64):
@@ -46,7 +47,15 @@ class BlackBox(RowOperator):
         return self._product(V)[self.mine]
 
     def _product(self, V):
-        U = np.asarray(self._matmat(V))
-        if U.shape != V.shape or U.dtype.kind not in "fiub":
-            raise InputError(f"matmat gave {U.dtype} of shape {list(U.shape)} for V of shape {list(V.shape)}: real numbers of the same shape are wanted")
-        return np.ascontiguousarray(U, self.dtype)
+        with together(self.comm):
+            try:
+                U = np.asarray(self._matmat(V))
+            except Exception as error:
+                raise InputError(f"matmat failed: {type(error).__name__}: {error}") from error
+            if U.shape != V.shape or U.dtype.kind not in "fiub":
+                raise InputError(f"matmat gave {U.dtype} of shape {list(U.shape)} for V of shape {list(V.shape)}: real numbers of the same shape are wanted")
+            with np.errstate(over="ignore"):
+                U = np.ascontiguousarray(U, self.dtype)
+            if not np.isfinite(U).all():
+                raise InputError(f"matmat gave numbers that are not finite in {self.dtype}: scale the operator, or use float64")
+        return U

@@ -14,7 +14,7 @@ from hpcHess.skeleton.levels import PairBlocks
 from hpcHess.skeleton.products import ProductSamples
 from hpcHess.skeleton.rows import RowSamples, lists_in_tree_rows
 from hpcHess.skeleton.skeletonize import Saturation, Skeletonizer, entry_blocks
-from hpcHess.skeleton.sketch import Sketch, SketchSamples
+from hpcHess.skeleton.sketch import TOO_LARGE, Sketch, SketchSamples
 from hpcHess.tree.interactions import far_fields, far_pairs
 
 MISLED = 1.5  # an error above so many times what was allowed: the samples are to blame
@@ -118,7 +118,7 @@ def _norm(comm, Y, dtype):
     norm = float(np.sqrt(comm.allreduce(float(np.sum(np.square(Y, dtype=np.float64)))) / max(1, Y.shape[1])))
     narrow = min(np.finfo(Y.dtype), np.finfo(dtype), key=lambda each: each.max)
     if not norm < narrow.max:
-        raise InputError("the curvature's entries are too large: scale the network or the data, or set compress.dtype to float64")
+        raise InputError(f"the curvature's entries are too large: {TOO_LARGE}")
     if comm.allreduce(Y.size) and norm < narrow.tiny / narrow.eps:
         raise InputError(f"the matrix is too small for {narrow.dtype} (‖H‖_F ≈ {norm:.1e}): scale it, or set compress.dtype to float64")
     return norm

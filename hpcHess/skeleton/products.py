@@ -13,6 +13,7 @@ All in float64. Blocks of a level are stacked rows [Σ c, width], padded with ze
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.parallel.agree import together
 from hpcHess.parallel.ownership import starts_of
 from hpcHess.runtime.errors import InputError
 from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums, to_children, to_parents
@@ -47,7 +48,8 @@ class ProductSamples:
         if self.R is None:
             self._enough_for(level)
             columns = level.own(self.build.comm, level.columns)
-            R, self.F = self.build.backend.isolate(self.omega, self.Y, starts_of(columns))
+            with together(self.build.comm):
+                R, self.F = self.build.backend.isolate(self.omega, self.Y, starts_of(columns))
             self.counts = (self.omega.shape[1] - columns).astype(float)
             scale = np.sqrt(R.shape[1] / np.repeat(self.counts, columns))
             self.R = R * self.build.backend.asarray(scale[:, None])
@@ -78,7 +80,8 @@ class ProductSamples:
         if depth:
             self.climb(build.levels[1], above)
         self._enough_for(above)
-        _, A = backend.isolate(self.omega, self.Y, starts_of(above.own(comm, columns)))
+        with together(comm):
+            _, A = backend.isolate(self.omega, self.Y, starts_of(above.own(comm, columns)))
         A = self._symmetric(A, above)
         for level in build.levels[1:]:
             rows = to_children(comm, backend, A, above, level)

@@ -11,6 +11,7 @@ The far field of α: all parameters outside of the nodes of its level that are n
 import numpy as np
 from mpi4py import MPI
 
+from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import RowPermutation, ranges
 from hpcHess.parallel.ownership import row_starts, starts_of
 from hpcHess.parallel.random import scramble
@@ -18,6 +19,7 @@ from hpcHess.skeleton.levels import to_parents
 
 ROWS = 4  # rows a column (GOFMM: 2; more save attempts); a quarter of them neighbours at most: the others tell the tail of a fit
 MOST_ROWS = 32
+HEADROOM = 1e-3  # weighted entries above this part of the largest float32 are sampled in float64
 
 
 def lists_in_tree_rows(comm, alive, tree, tree_starts, lists):
@@ -77,12 +79,16 @@ class RowSamples:
         build = self.build
         columns = level.own(build.comm, level.columns)
         rows, weights, counts, self.counts = self._rows(level, columns)
-        blocks = build.operator.entries_batch(index, starts_of(columns), build.tree.permutation[rows], starts_of(counts))
+        with together(build.comm):
+            blocks = build.operator.entries_batch(index, starts_of(columns), build.tree.permutation[rows], starts_of(counts))
         k = build.comm.allreduce(int(counts.max(initial=0)), MPI.MAX)
-        padded = np.zeros((len(counts), k), blocks.dtype)
+        largest = max(float(np.max(blocks.data, initial=0)), -float(np.min(blocks.data, initial=0)))
+        largest = build.comm.allreduce(largest * float(np.max(weights, initial=0)) * np.sqrt(k), MPI.MAX)
+        dtype = blocks.dtype if largest < HEADROOM * np.finfo(blocks.dtype).max else np.dtype(np.float64)
+        padded = np.zeros((len(counts), k), dtype)
         inside = np.arange(k) < counts[:, None]
         padded[inside] = weights * np.sqrt(k)
-        R, node = np.zeros((int(columns.sum()), k), blocks.dtype), np.repeat(np.arange(len(columns)), columns)
+        R, node = np.zeros((int(columns.sum()), k), dtype), np.repeat(np.arange(len(columns)), columns)
         R[inside[node]] = blocks.data
         R *= padded[node]
         self.R = build.backend.asarray(R)

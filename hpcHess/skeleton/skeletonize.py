@@ -11,9 +11,12 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import ranges
 from hpcHess.parallel.ownership import starts_of
+from hpcHess.runtime.errors import InputError
 from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums, to_parents
+from hpcHess.skeleton.sketch import TOO_LARGE
 from hpcHess.tree.interactions import far_fields
 
 
@@ -111,11 +114,18 @@ class Skeletonizer:
             if lengths is not None:
                 R = R * lengths.astype(R.dtype)
             limit = min((bound for bound in (max_rank, samples.bound) if bound), default=None)
-            found = self.backend.interpolate(R, starts_of(columns), tolerance, limit, counts)
+            with together(self.comm):
+                found = self._interpolated(R, columns, tolerance, limit, counts)
             short = (found.ranks > np.minimum(counts - 10, np.ceil(0.75 * counts))) & (counts < enough) & (found.ranks < columns)
             wanted = np.where(short, np.minimum(enough, np.floor(1.5 * counts) + 16), 0).astype(np.int64)
             if not samples.grow(level, wanted):
                 return found
+
+    def _interpolated(self, R, columns, tolerance, limit, counts):
+        try:
+            return self.backend.interpolate(R, starts_of(columns), tolerance, limit, counts)
+        except FloatingPointError:
+            raise InputError(f"samples of the curvature are not finite: entries or products hold NaN or Inf, or overflow; {TOO_LARGE}") from None
 
     def _couple(self, level, index):
         """Coupling blocks B = H[α̃, β̃] of the level's far pairs."""

@@ -10,8 +10,10 @@ from mpi4py import MPI
 from hpcHess.parallel import memory
 from hpcHess.parallel.exchange import reduce_rows
 from hpcHess.parallel.random import gaussian_rows
+from hpcHess.runtime.errors import InputError
 from hpcHess.skeleton.levels import to_parents
 
+TOO_LARGE = "scale the network, the matrix or the data, or set dtype to float64"
 PRODUCT_BYTES = 1 << 27  # of one N × k block; up to three live at once: Ω, HΩ, HΩ in tree order
 
 
@@ -41,7 +43,10 @@ class Sketch:
         return self.operator.comm.allreduce(own, MPI.MIN)
 
     def extend(self, n_more, advance=lambda n: None):
-        """n_more further columns: returns their (Ω, Y), [n_local, n_more]. Collective; `advance(n)` after every n columns."""
+        """n_more further columns: returns their (Ω, Y), [n_local, n_more]. Collective; `advance(n)` after every n columns.
+
+        Raises InputError where products are not finite.
+        """
         operator, n_params = self.operator, self.operator.shape[0]
         self.n_products += n_more
         width = max(1, PRODUCT_BYTES // (n_params * operator.dtype.itemsize))
@@ -55,6 +60,8 @@ class Sketch:
             del whole
             Y[:, a:b] = reduce_rows(operator.comm, product[self.permutation], self.starts)
             del product
+            if operator.comm.allreduce(int(not np.isfinite(Y[:, a:b]).all()), MPI.MAX):
+                raise InputError(f"products with the curvature are not finite, its entries are too large for {operator.dtype}: {TOO_LARGE}")
             advance(b - a)
         self.omega, self.Y = np.concatenate([self.omega, omega], axis=1), np.concatenate([self.Y, Y], axis=1)
         return omega, Y

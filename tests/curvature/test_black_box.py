@@ -80,3 +80,27 @@ def test_arguments(comm):
         BlackBox(np.copy, N, comm=comm, dtype=np.int32)
     with pytest.raises(InputError, match="not finite"):
         BlackBox(lambda V: V * np.nan, N, comm=comm)
+
+
+def boom(V):
+    raise ValueError("boom")
+
+
+@pytest.mark.parametrize("wrong, message", [(boom, "ValueError: boom"), (lambda V: V[1:], "matmat gave"), (lambda V: V * np.inf, "not finite")])
+def test_what_fails_later_and_on_one_rank_fails_everywhere(comm, wrong, message):
+    H, calls = symmetric(), []
+
+    def product(V):
+        calls.append(len(calls))
+        return wrong(V) if len(calls) > 1 and comm.rank == comm.size - 1 else H @ V
+
+    op = BlackBox(product, N, comm=comm)
+    for multiply in (op.matmat, op.partial_matmat):
+        with pytest.raises(InputError, match=message):
+            multiply(np.ones((N, 2)))
+
+
+def test_products_that_overflow_single_precision(comm):
+    op = BlackBox(lambda V: 1e30 * V.astype(np.float64), N, comm=comm, dtype=np.float32)
+    with pytest.raises(InputError, match="not finite in float32"):
+        op @ np.full(N, 1e10, np.float32)

@@ -141,3 +141,42 @@ def test_arrays_of_a_device(comm, sampling, monkeypatch):
     device = make()
     assert device.near.blocks.data.__class__.__name__ == "DeviceArray"
     assert np.abs(device @ np.eye(120) - host @ np.eye(120)).max() <= 1e-12 * np.abs(A).max()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_entries_near_the_largest_float32(comm, sampling):
+    """Weighted rows of it overflow float32, the matrix and its products do not."""
+    A = np.eye(256) * 1e36
+    A[5, 250] = A[250, 5] = 3e37
+    H = compress(OPERATORS[sampling](A, comm, np.float32), rtol=1e-2, leaf_size=8, sampling=sampling, dtype="float32")
+    assert H.report["rtol_met"] and relative(H, A) <= 1e-2
+
+
+class WrongEntry(WithDiagonal):
+    """Entries that are not finite, on one rank alone."""
+
+    def entries_batch(self, I, starts_I, J, starts_J):
+        blocks = super().entries_batch(I, starts_I, J, starts_J)
+        if self.comm.rank == self.comm.size - 1 and len(blocks.data) and len(I) != len(J):
+            blocks.data[:] = np.nan
+        return blocks
+
+
+class WrongProduct(BlackBox):
+    """Products that are not finite after the first, on one rank alone."""
+
+    def __init__(self, A, comm):
+        super().__init__(A, comm)
+        right, made = self.partial_matmat, []
+
+        def partial_matmat(V):
+            made.append(1)
+            return right(V) + (np.inf if len(made) > 1 and comm.rank == comm.size - 1 else 0)
+
+        self.partial_matmat = partial_matmat
+
+
+@pytest.mark.parametrize("operator, sampling", [(WrongEntry, "rows"), (WrongProduct, "products")])
+def test_samples_that_are_not_finite_on_one_rank_are_refused_on_all(comm, operator, sampling):
+    with pytest.raises(InputError, match="not finite.*float64"):
+        compress(operator(matrix_named("kernel"), comm), rtol=1e-2, leaf_size=24, sampling=sampling)
