@@ -20,7 +20,8 @@ from hpcHess.runtime.errors import InputError
 def metric_of(operator, distance, n_columns, seed):
     """The metric `angle` or `kernel` of an operator: by its embedding in n_columns dimensions where it has one, else by exact entries.
 
-    Kernel distances are up to a factor. `points` are this rank's piece (`row_starts`) of the alive parameters. Collective. InputError where the operator offers neither.
+    Kernel distances are up to a factor. `points` are this rank's piece (`row_starts`) of the alive parameters. Collective. InputError
+    where the operator offers neither.
     """
     if hasattr(operator, "partial_probe"):
         Z = embedding(operator, n_columns, seed)[0]
@@ -59,14 +60,14 @@ class Embedded:
         difference = points - others
         return np.einsum("ij,ij->i", difference, difference)
 
-    def within(self, points, size):
-        """All distances inside consecutive groups of `size` points: [#groups, size, size]."""
+    def within(self, points, size, rows=slice(None)):
+        """All distances inside consecutive groups of `size` points: [#groups, size, size], or of their points `rows` to all of them."""
         Z = points.reshape(-1, size, points.shape[-1]).astype(np.float32, copy=False)
-        gram = Z @ Z.transpose(0, 2, 1)
+        gram = Z[:, rows] @ Z.transpose(0, 2, 1)
         if self.distance == "angle":
             return 1 - gram**2
         squares = np.einsum("bij,bij->bi", Z, Z)
-        return squares[:, :, None] + squares[:, None, :] - 2 * gram
+        return squares[:, rows, None] + squares[:, None, :] - 2 * gram
 
 
 class Exact:
@@ -98,13 +99,13 @@ class Exact:
         result[order] = self._distances(H, self.scale[I], self.scale[np.repeat(J, counts[held])])
         return result
 
-    def within(self, points, size):
-        """All distances inside consecutive groups of `size` points: [#groups, size, size]."""
-        I = points[:, 0]
-        starts = np.arange(0, len(I) + 1, size)
-        scale = self.scale[I].reshape(-1, size)
-        H = self.operator.entries_batch(I, starts, I, starts).data.reshape(-1, size, size)
-        return self._distances(H, scale[:, :, None], scale[:, None, :])
+    def within(self, points, size, rows=slice(None)):
+        """All distances inside consecutive groups of `size` points: [#groups, size, size], or of their points `rows` to all of them."""
+        J = points.reshape(-1, size)
+        I = J[:, rows]
+        groups = np.arange(len(J) + 1)
+        H = self.operator.entries_batch(I.ravel(), groups * I.shape[1], J.ravel(), groups * size).data.reshape(*I.shape, size)
+        return self._distances(H, self.scale[I][:, :, None], self.scale[J][:, None, :])
 
     def _distances(self, H, scale_i, scale_j):
         if self.distance == "angle":

@@ -18,8 +18,9 @@ EMBEDDING_COLUMNS = 64
 SETTLED = 0.02
 MAX_TREES = 32
 _LEAF = 16  # times κ: most points of a leaf of a projection tree
+_LARGE = 2048  # points of a leaf that are enough, where they are 4κ
 _CHUNK = 1 << 22  # distances computed at once
-_SLAB = 8  # candidates of a point that are merged at once
+_SLAB = 8  # candidates of a point that are merged at once, or κ/4 where that is more
 
 
 @dataclass
@@ -43,13 +44,14 @@ def has_metric(operator):
 def nearest_neighbours(operator, n_neighbours, distance="angle", seed=0):
     """`Neighbours` in the metric `angle` or `kernel` (`tree.distance.metric_of`). Collective; the same for any number of ranks, up to rounding.
 
-    O(N κ) memory, O(N κ log N) distances. InputError where the operator has neither an embedding nor entries.
+    κ = n_neighbours, N − 1 at most. O(N κ) memory besides `_CHUNK` distances; a tree computes N · leaf of them, leaf ≤ `_leaf_size`.
+    InputError where the operator has neither an embedding nor entries.
     """
     if not has_metric(operator):
         raise InputError("this operator has neither an embedding nor a diagonal and entries, which neighbours need: use format = 'hss'")
     comm, n = operator.comm, len(operator.alive)
     count, starts = min(n_neighbours, max(0, n - 1)), row_starts(n, comm.size)
-    depth = depth_for(n, _LEAF * n_neighbours)
+    depth = depth_for(n, _leaf_size(n_neighbours))
     first, last = starts[comm.rank], starts[comm.rank + 1]
     index = np.arange(first, last, dtype=np.int64)
     lists = np.broadcast_to(ordered(np.float32(np.inf), np.uint64(0xFFFFFFFF)), (len(index), count)).copy()
@@ -67,44 +69,60 @@ def nearest_neighbours(operator, n_neighbours, distance="angle", seed=0):
     return Neighbours(operator.alive[first:last], operator.alive[numbers], keys_of(lists), trees, changed if depth else 0.0)
 
 
+def _leaf_size(n_neighbours):
+    """Most points of a leaf of a projection tree: 16κ, but no more than 2048 where that is 4κ. A leaf has at least half as many: > κ."""
+    return max(min(4, _LEAF) * n_neighbours, min(_LEAF * n_neighbours, _LARGE))
+
+
 def _closer(metric, points, index, leaf, reach, count):
     """Pairs of points in one leaf that are closer than reach[i], the `count` closest of every i at most: i, j int64, d float32.
 
-    points and index sorted by leaf; every leaf has more than `count` points. Leaves of one size (there are two) are searched together.
+    points and index sorted by leaf; every leaf has more than `count` points. Leaves of one size (there are two) are searched together,
+    those of more than `_CHUNK` distances in slabs of rows.
     """
     none = np.zeros(0, np.int64)
     found = [(none, none, np.zeros(0, np.float32))]
     at = np.flatnonzero(np.diff(leaf, prepend=-1))
     sizes = np.diff(np.append(at, len(leaf)))
     for size in np.unique(sizes):
-        starts = at[sizes == size]
-        step = max(1, _CHUNK // int(size) ** 2)
+        starts, size = at[sizes == size], int(size)
+        step, height = max(1, _CHUNK // size**2), min(size, max(1, _CHUNK // size))
         for chunk in np.split(starts, range(step, len(starts), step)):
             rows = (chunk[:, None] + np.arange(size)).ravel()
-            D = metric.within(points[rows], int(size)).astype(np.float32, copy=False)
-            D[:, np.arange(size), np.arange(size)] = np.inf
-            D, numbers = D.reshape(len(rows), size), index[rows]
-            close = D < reach[numbers][:, None]
-            many = np.flatnonzero(np.count_nonzero(close, axis=1) > count)
-            close[many] = False
-            close[many[:, None], np.argpartition(D[many], count - 1, axis=1)[:, :count]] = True
-            i, j = np.nonzero(close)
-            found.append((numbers[i], numbers[i // size * size + j], D[i, j]))
+            slabs = (slice(a, min(size, a + height)) for a in range(0, size, height))
+            found += [_closest(metric, points[rows], index[rows], size, slab, reach, count) for slab in slabs]
     return tuple(np.concatenate(part) for part in zip(*found))
+
+
+def _closest(metric, points, numbers, size, rows, reach, count):
+    """`_closer` of leaves of `size` points, for their points `rows` alone."""
+    D, own = metric.within(points, size, rows).astype(np.float32, copy=False), np.arange(size)[rows]
+    D[:, np.arange(len(own)), own] = np.inf
+    mine = numbers.reshape(-1, size)[:, rows].ravel()
+    D = D.reshape(len(mine), size)
+    close = D < reach[mine][:, None]
+    many = np.flatnonzero(np.count_nonzero(close, axis=1) > count)
+    close[many] = False
+    close[many[:, None], np.argpartition(D[many], count - 1, axis=1)[:, :count]] = True
+    i, j = np.nonzero(close)
+    return mine[i], numbers[i // len(own) * size + j], D[i, j]
 
 
 def _merge(lists, rows, ids, d):
     """Put the pairs (rows[p], ids[p]) at distances d[p] into the lists of `ordered` codes, in place. Number of new entries."""
     count, new = lists.shape[1], 0
-    unknown = ~np.any(lists.astype(np.uint32)[rows] == ids.astype(np.uint32)[:, None], axis=1)
+    slab, held = max(_SLAB, count // 4), np.sort(lists & np.uint64(0xFFFFFFFF), axis=1)
+    held |= np.arange(len(lists), dtype=np.uint64)[:, None] << np.uint64(32)  # (row, id), sorted
+    wanted = rows.astype(np.uint64) << np.uint64(32) | ids.astype(np.uint64)
+    unknown = held.ravel()[np.minimum(np.searchsorted(held.ravel(), wanted), held.size - 1)] != wanted
     rows, codes = rows[unknown], ordered(d[unknown], ids[unknown])
     order = np.argsort(rows, kind="stable")
     rows, codes = rows[order], codes[order]
     place = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    for low in range(0, int(place.max(initial=-1)) + 1, _SLAB):
-        now = (place >= low) & (place < low + _SLAB)
+    for low in range(0, int(place.max(initial=-1)) + 1, slab):
+        now = (place >= low) & (place < low + slab)
         first = np.flatnonzero(place[now] == low)
-        both = np.full((len(first), count + _SLAB), np.iinfo(np.uint64).max)
+        both = np.full((len(first), count + slab), np.iinfo(np.uint64).max)
         touched = rows[now][first]
         both[:, :count] = lists[touched]
         both[np.searchsorted(touched, rows[now]), count + place[now] - low] = codes[now]

@@ -1,5 +1,7 @@
 """Nearest neighbours against brute force, and the near lists made of them against plain Python."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -96,6 +98,42 @@ def test_fewer_points_than_neighbours(comm, n):
     parameters, lists, _ = whole(comm, nearest_neighbours(EntriesOperator(H, comm), 32))
     assert lists.shape == (n, max(0, n - 1))
     assert all(sorted([p, *row]) == list(range(n)) for p, row in zip(parameters, lists))
+
+
+@pytest.mark.parametrize("more", [0, 1, 400])
+def test_as_many_neighbours_as_others(comm, more):
+    """κ = N − 1, N and more: one leaf, larger than what is computed at once; the lists are all others, nearest first."""
+    H = kernel(150, dead=False)
+    parameters, lists, d = whole(comm, nearest_neighbours(EntriesOperator(H, comm), 149 + more))
+    assert lists.shape == (150, 149) and np.array_equal(np.sort(np.c_[parameters, lists]), np.tile(np.arange(150), (150, 1)))
+    assert np.allclose(d, np.sort(distances(H, "angle"))[:, :149], atol=1e-5)
+
+
+@pytest.mark.parametrize("made", [DenseOperator, EntriesOperator])
+@pytest.mark.parametrize("distance", ["angle", "kernel"])
+@pytest.mark.parametrize("k", [6, 70])
+def test_slabs_change_nothing(comm, monkeypatch, made, distance, k):
+    H = kernel(400)
+    at_once = whole(comm, nearest_neighbours(made(H, comm), k, distance))
+    monkeypatch.setattr(neighbours, "_CHUNK", 1000)
+    slabs = whole(comm, nearest_neighbours(made(H, comm), k, distance))
+    assert np.mean(at_once[1] == slabs[1]) > 0.999 and np.allclose(at_once[2], slabs[2], atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_lists(monkeypatch):
+    """The lists of 1200 points take 1.4 MB at κ = 150; with one leaf (16κ points) computed at once the peak is 100 times that."""
+    monkeypatch.setattr(neighbours, "_CHUNK", 1 << 14)
+    monkeypatch.setattr(neighbours, "MAX_TREES", 1)
+    op = DenseOperator(kernel(1200, dead=False), MPI.COMM_SELF)
+    tracemalloc.start()
+    nearest_neighbours(op, 150)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 30 * 1200 * 150 * 8
+
+
+def test_leaves_hold_more_points_than_lists_but_not_many_more():
+    assert [neighbours._leaf_size(k) for k in (1, 32, 128, 129, 500, 512, 1000)] == [16, 512, 2048, 2048, 2048, 2048, 4000]
 
 
 def test_all_points_the_same(comm):
