@@ -50,7 +50,7 @@ def compress(
     dtype        of what is stored: auto (float64 where rtol < 1e-5), float32, float64
     format       hss, or fmm: near lists by the votes of n_neighbors nearest neighbours, at most budget · #leaves (default
                  0.03) near leaves a leaf before symmetrization; hss is budget = 0
-    sampling     what skeletons are chosen from: sketch, rows (entries alone; n_neighbors = 0: uniform rows), products (no entries, hss only)
+    sampling     what skeletons are chosen from: sketch, rows (entries alone), products (no entries, hss only)
     solver       form of the Woodbury factors that `factorize` makes: elimination, ulv, woodbury
     The allowed error is shared among the nodes by `hierarchical.tolerance`. Raises InputError for values out of range.
     """
@@ -139,8 +139,8 @@ def _checked_format(operator, format, budget, n_neighbors, sampling, solver):
         raise InputError(f"budget must lie between 0 and 1, not {budget}")
     if format == "hss" and budget:
         raise InputError(f'budget = {budget} contradicts format = "hss": use format = "fmm"')
-    if n_neighbors < (format == "fmm"):
-        raise InputError(f"n_neighbors must be at least {int(format == 'fmm')}, not {n_neighbors}")
+    if n_neighbors < 1:
+        raise InputError(f"n_neighbors must be at least 1, not {n_neighbors}")
     if sampling == "products" and format != "hss":
         raise InputError('sampling = "products" compresses to format = "hss" only')
     if sampling != "products" and not hasattr(operator, "entries_batch"):

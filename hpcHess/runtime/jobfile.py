@@ -73,7 +73,7 @@ SCHEMA = {
         "max_rank": Key(INTEGER, 0, "largest rank of a node, 0: unlimited", least=0),
         "distance": Key(TEXT, "parameter", "of two parameters, for the tree; auto: the cheapest of them", DISTANCES),
         "budget": Key(NUMBER, None, "fmm: fraction of the leaves that may be near a leaf, 0 … 1 (0.03); hss is 0", within=(0, 1), closed=True),
-        "n_neighbors": Key(INTEGER, 32, "nearest neighbours of a parameter, whose votes make near lists and importance samples; 0, rows only: uniform samples", least=0),
+        "n_neighbors": Key(INTEGER, 32, "nearest neighbours of a parameter, whose votes make the near lists and importance samples", least=1),
         "sampling": Key(TEXT, "sketch", "what the skeletons are chosen from; products: no entries, hss only", SAMPLINGS),
         "solver": Key(TEXT, "elimination", "which form of the Woodbury factors solves", SOLVERS),
         "seed": Key(INTEGER, 0, "of sketches and probes", least=0),
@@ -306,8 +306,6 @@ def _check_compress(compress):
     """Contradictory keys of [compress]."""
     if compress["format"] == "hss" and compress.get("budget", 0):
         raise InputError(f'compress.budget = {compress["budget"]} contradicts compress.format = "hss": use format = "fmm"')
-    if compress["format"] == "fmm" and not compress["n_neighbors"]:
-        raise InputError('compress.n_neighbors = 0 contradicts compress.format = "fmm": its near lists are votes of neighbours')
     if compress["sampling"] == "products" and compress["format"] != "hss":
         raise InputError('compress.sampling = "products" compresses to compress.format = "hss" only')
 
