@@ -90,7 +90,7 @@ def compress(
         "sampling": sampling,
         "sketch_columns": samples.sketch.n_columns,
         "exact_products": samples.sketch.n_products,
-        "attempts": search.budget.attempts,
+        "attempts": search.attempts,
         "format": best.matrix.format,
         "budget": budget,
         "n_neighbors": int(n_neighbors),
@@ -169,5 +169,5 @@ def _warnings(error, rtol, best, max_rank, search):
         elif single and rtol < 1e-5:
             advice = "single precision limits it: use float64"
         interval = f"{error.value:.3g} (95 % interval {error.low:.3g} … {error.high:.3g})"
-        found.append(f"rtol {rtol:g} not met: error {interval} after {search.budget.attempts} attempts; {advice}")
+        found.append(f"rtol {rtol:g} not met: error {interval} after {search.attempts} attempts; {advice}")
     return found

@@ -51,11 +51,14 @@ def prepared(operator, tree, near, samples, kernels, dtype, progress):
 
 
 class Search:
-    """Attempts with tolerances that adapt to what came of them; the result is certified with probes that no attempt has seen."""
+    """Attempts with tolerances that adapt to what came of them; the result is certified with probes that no attempt has seen.
+
+    `attempts`: passes over the levels; those after which only the samples were deepened are not among the `budget.attempts`.
+    """
 
     def __init__(self, skeletonizer, rtol, max_rank, n_probes, progress):
         self.skeletonizer, self.rtol, self.max_rank, self.n_probes, self.progress = skeletonizer, rtol, max_rank, n_probes, progress
-        self.norm, sketch = None, skeletonizer.samples.sketch
+        self.norm, self.attempts, sketch = None, 0, skeletonizer.samples.sketch
         with progress.phase("exact probes"):
             self.probes = sketch.fresh(n_probes, "search")
         Y = sketch.Y if sketch.n_columns else self.probes[1]
@@ -79,7 +82,8 @@ class Search:
     def _best(self):
         best, again, progress, budget = None, True, self.progress, self.budget
         while again:
-            with progress.phase(f"skeletons (attempt {budget.attempts + 1})", self.skeletonizer.tree.depth) as steps:
+            self.attempts += 1
+            with progress.phase(f"skeletons (attempt {self.attempts})", self.skeletonizer.tree.depth) as steps:
                 levels, saturation = self.skeletonizer.run(budget.tolerances(), self.max_rank, lambda _: steps.advance())  # noqa: B023
             matrix = self._matrix(levels)
             with progress.phase("errors of the attempts"):

@@ -11,6 +11,7 @@ The far field of α: all parameters outside of the nodes of its level that are n
 import numpy as np
 from mpi4py import MPI
 
+from hpcHess.parallel import memory
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import RowPermutation, ranges
 from hpcHess.parallel.ownership import row_starts, starts_of
@@ -19,6 +20,7 @@ from hpcHess.skeleton.levels import to_parents
 
 ROWS = 4  # rows a column (GOFMM: 2; more save attempts); a quarter of them neighbours at most: the others tell the tail of a fit
 MOST_ROWS = 32
+LEAST_ROWS = 16  # of a node, however little memory there is
 HEADROOM = 1e-3  # weighted entries above this part of the largest float32 are sampled in float64
 
 
@@ -37,7 +39,7 @@ class RowSamples:
     None for uniform rows only.
     """
 
-    by_entries, bound = True, None
+    by_entries = True
 
     def __init__(self, sketch, leaf_size, seed, lists=None):
         self.sketch, self.leaf_size, self.seed = sketch, leaf_size, seed
@@ -45,7 +47,7 @@ class RowSamples:
 
     def start(self, build):
         """At the leaves."""
-        self.build, self.own_lists, self.R, self.more = build, self.lists, None, 0
+        self.build, self.own_lists, self.R, self.more, self.bound = build, self.lists, None, 0, None
 
     def at(self, level, index):
         """Weighted H[I_α, rows of α] of the own nodes, [Σ c, k], padded with zero columns. Collective."""
@@ -54,16 +56,19 @@ class RowSamples:
         return self.R, self.counts
 
     def grow(self, level, wanted):
-        """More rows for the nodes that want them. Collective."""
-        if not self.build.comm.allreduce(int(wanted.any()), MPI.MAX):
+        """More rows for the nodes that want them and may have them. Collective."""
+        more = np.maximum(self.more, np.where(self.cut, 0, wanted))
+        if not self.build.comm.allreduce(int((more > self.more).any()), MPI.MAX):
             return False
-        self.more, self.R = np.maximum(self.more, wanted), None
+        self.more, self.R = more, None
         return True
 
     def deepen(self):
         """Twice as many rows from the next pass on; False where there are enough. For a pass whose tails were too optimistic."""
+        if 2 * self.ratio > MOST_ROWS:
+            return False
         self.ratio *= 2
-        return self.ratio <= MOST_ROWS
+        return True
 
     def climb(self, level, above):
         """The neighbours of the skeletons go to the parents."""
@@ -97,6 +102,7 @@ class RowSamples:
         """(tree positions, weights, number a node, independent samples a node) of the own nodes' rows."""
         own, n, near = Near(level, self.build), self.build.tree.n, None
         total = np.maximum(self.ratio * np.maximum(columns, self.leaf_size), 4 * self.more // 3)
+        total = self._held(np.minimum(total, own.n_far), columns)
         everything = own.n_far <= total
         near, important = self._important(own, columns, np.where(everything, 0, total // 4))
         rest = own.n_far - np.bincount(near, minlength=own.count)
@@ -114,6 +120,14 @@ class RowSamples:
             effective = np.where(everything, np.inf, own.n_far**2 / (taken + rest.astype(float) ** 2 / drawn))
         assert (position < n).all()
         return np.concatenate([important, position])[order], weights[order], drawn + taken, effective
+
+    def _held(self, total, columns):
+        """The part of `total` rows that the memory holds (entries, samples, copies: six numbers each); `cut`, `bound`. Collective."""
+        comm, numbers = self.build.comm, 6 * self.build.operator.dtype.itemsize * max(1, int(columns.sum()))
+        most = max(LEAST_ROWS, comm.allreduce(int(0.8 * memory.fair_share(comm)) // numbers, MPI.MIN))
+        self.cut = total > most
+        self.bound = most - max(10, most // 4) if comm.allreduce(int(self.cut.any()), MPI.MAX) else None
+        return np.minimum(total, most)
 
     def _important(self, own, columns, most):
         """(nodes, tree positions) of the up to most[α] parameters in the far field of α that are neighbours of most of its columns."""

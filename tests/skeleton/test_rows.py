@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from hpcHess.backend import get
+from hpcHess.parallel import memory
 from hpcHess.parallel.ownership import node_starts, row_starts
 from hpcHess.skeleton.levels import PairBlocks, new_level
 from hpcHess.skeleton.rows import ROWS, RowSamples, lists_in_tree_rows
@@ -112,3 +114,28 @@ def test_lists_move_to_tree_rows(comm):
     moved = lists_in_tree_rows(comm, alive, build.tree, build.starts, lists)
     mine = build.tree.permutation[build.starts[comm.rank] : build.starts[comm.rank + 1]]
     assert np.array_equal(build.tree.permutation[moved], (mine[:, None] + [1, 7]) % N)
+
+
+def test_more_rows_up_to_a_bound(comm):
+    samples, ratios = Build(comm, near_self(DEPTH)).samples(1), []
+    while samples.deepen():
+        ratios.append(samples.ratio)
+    assert ratios == [8, 16, 32] and not samples.deepen() and samples.ratio == 32
+
+
+def test_memory_bounds_the_rows(comm, monkeypatch):
+    """Ranks that the rows at hand support, and an end to growing."""
+    build = Build(comm, near_self(DEPTH))
+    level, nodes = build.level(3)
+    index = build.tree.permutation[np.concatenate([*nodes, np.zeros(0, int)]).astype(int)]
+    samples = build.samples(1)
+    numbers = comm.allreduce(8 * len(index), MPI.MAX)
+    monkeypatch.setattr(memory, "fair_share", lambda _: 200 * numbers)
+    R, counts = samples.at(level, index)
+    k = R.shape[1]
+    assert 20 < k and 6 * 8 * len(index) * k <= 200 * numbers
+    assert (counts <= k).all() and 0 < samples.bound < k
+    assert not samples.grow(level, np.full(len(nodes), 300))
+    monkeypatch.setattr(memory, "fair_share", lambda _: 1 << 40)
+    samples.start(build)
+    assert samples.at(level, index)[0].shape[1] > 100 and samples.bound is None and samples.grow(level, np.full(len(nodes), 300))

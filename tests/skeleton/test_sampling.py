@@ -6,7 +6,11 @@ from mpi4py import MPI
 
 from hpcHess import backend as backends
 from hpcHess.hierarchical.compress import compress
+from hpcHess.hierarchical.search import Search
+from hpcHess.parallel import memory
 from hpcHess.runtime.errors import HpcHessWarning, InputError
+from hpcHess.skeleton.rows import RowSamples
+from hpcHess.skeleton.skeletonize import Skeletonizer
 from tests.backend.device_arrays import DeviceBackend
 from tests.skeleton.matrices import MATRICES, OPERATORS, BlackBox, WithDiagonal, exactly_hss, matrix_named, relative
 
@@ -180,3 +184,22 @@ class WrongProduct(BlackBox):
 def test_samples_that_are_not_finite_on_one_rank_are_refused_on_all(comm, operator, sampling):
     with pytest.raises(InputError, match="not finite.*float64"):
         compress(operator(matrix_named("kernel"), comm), rtol=1e-2, leaf_size=24, sampling=sampling)
+
+
+def test_memory_that_ends_for_rows(comm, monkeypatch):
+    """Fewer rows than the ranks need: these are cut, and the report says so."""
+    A = matrix_named("kernel")
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1 << 17)
+    H = compress(WithDiagonal(A, comm), rtol=1e-6, leaf_size=24, sampling="rows")
+    assert not H.report["rtol_met"] and any("memory" in line for line in H.report["warnings"])
+    assert H.report["error_estimate"]["low"] * 0.8 <= relative(H, A) <= H.report["error_estimate"]["high"] * 1.25
+
+
+def test_passes_that_only_deepen_the_samples_are_attempts(comm, monkeypatch):
+    passes, run = [], Skeletonizer.run
+    monkeypatch.setattr(Skeletonizer, "run", lambda *arguments: (passes.append(1), run(*arguments))[1])
+    deepened, deepen = [], RowSamples.deepen
+    monkeypatch.setattr(RowSamples, "deepen", lambda samples: (deepened.append(deepen(samples)), deepened[-1])[1])
+    monkeypatch.setattr(Search, "_tails_mislead", lambda search, high: True)
+    H = compress(WithDiagonal(matrix_named("kernel"), comm), rtol=1e-2, leaf_size=24, sampling="rows")
+    assert deepened.count(True) == 3 and H.report["attempts"] == len(passes) > 3
