@@ -74,10 +74,11 @@ def _krylov(session, matrix, A, B, damping, rtol, solver):
     if A is matrix:
         tell(comm, uncovered(matrix, damping))
     elif factors is not None and factors.damping > damping:
-        why = f"as λ = {damping:.3g} does not clearly exceed the compression error"
+        why = f"as λ = {damping:.3g} does not clearly exceed it"
         say = session.warn if damping <= error else session.say
-        say(f"preconditioner: factors of H̃ + μI, μ = {factors.damping:.3g} = 2 ‖H̃ − H‖₂, {why}")
-    found = solve_iteratively(A, matrix, B, damping, solver, rtol, options=session.petsc_options, progress=session.progress)
+        distance = "‖H̃ − H‖₂" if factors.matrix is matrix else "‖coarse − H̃‖₂"
+        say(f"preconditioner: factors of H̃ + μI, μ = {factors.damping:.3g} = 2 {distance}, {why}")
+    found = solve_iteratively(A, matrix, B, damping, solver, rtol, factors, options=session.petsc_options, progress=session.progress)
     if not found.converged:
         session.warn(
             f"not converged: largest residual {found.residuals.max():.2e} after {found.iterations} iterations, asked {rtol:g}; "

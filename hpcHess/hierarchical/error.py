@@ -134,6 +134,14 @@ def largest_eigenvalue(matrix, seed=0, columns=8, iterations=16):
     return spectral_norm(lambda W: _product(matrix, W), matrix.comm, start, iterations, 1e-5)
 
 
+def smallest_eigenvalue(matrix, columns=8, iterations=8):
+    """λ_min(H̃) from above: a Rayleigh quotient of the part of sI − H̃ that is largest, s ≈ ‖H̃‖₂. Collective."""
+    rows = matrix.tree.permutation[slice(*matrix.tree_rows(matrix.leaf_rows))]
+    start = gaussian_rows(0, "lambda_min", 0, matrix.n_params, range(min(columns, max(1, matrix.n_alive))), np.float64)[rows]
+    s = largest_eigenvalue(matrix, 0, columns, iterations)
+    return s - spectral_norm(lambda W: s * W - _product(matrix, W), matrix.comm, start, iterations, 1e-2)
+
+
 def spectral_error(matrix, operator, G, HG, columns=8, products=4):
     """‖H̃ − H‖₂ from below, on the block Krylov space of the error's image of the probes. Collective."""
     comm = matrix.comm

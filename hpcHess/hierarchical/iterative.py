@@ -7,6 +7,7 @@ CG where all is definite; MINRES (Paige & Saunders, SINUM 1975) where the system
 import numpy as np
 
 from hpcHess.hierarchical.damping import check_damping, digits_lost, uncovered
+from hpcHess.hierarchical.error import smallest_eigenvalue
 from hpcHess.hierarchical.solvers import direct_solver
 from hpcHess.krylov.solve import solve
 from hpcHess.parallel.agree import tell
@@ -16,7 +17,8 @@ RTOL = 1e-10  # of solves with H̃ + λI
 
 def safe_shift(matrix, damping):
     """μ = max(λ, 2 ‖H̃ − H‖₂) of an HSS matrix: H̃ + μI is definite wherever H is semidefinite, and preconditions H + λI better than the
-    meaningless inverse at a λ below the error.
+    meaningless inverse at a λ below the error. Of the coarser matrix of an FMM one the distance is that to the FMM matrix, which is what
+    it preconditions first: max(λ, 2 ‖H̃_coarse − H̃‖₂).
     """
     return max(damping, 2 * matrix.report.get("error_spectral", 0.0))
 
@@ -24,25 +26,36 @@ def safe_shift(matrix, damping):
 def preconditioning_factors(matrix, damping, solver=None):
     """Direct factors that precondition H̃ + λI and H + λI: of H̃ where it is HSS, else of its coarser HSS matrix (None without one).
 
-    Those of `safe_shift`, or, where these are indefinite, as H then is, of λ. HpcHessWarning where they have lost digits. Collective.
+    Those of `safe_shift`, or, where these are indefinite, as H then is, of λ. What is made or was stored before is used again.
+    HpcHessWarning where they have lost digits. Collective.
     """
-    direct = matrix if matrix.format == "hss" else matrix.preconditioner
+    direct, solver = matrix if matrix.format == "hss" else matrix.preconditioner, solver or matrix.solver
     check_damping(damping)
     if direct is None:
         return None
-    factors = direct.factors(safe_shift(direct, damping), solver or matrix.solver)
-    if factors.negative and factors.damping > damping:
-        factors = direct.factors(damping, solver or matrix.solver)
+    shift = safe_shift(direct, damping)
+    if shift > damping and (_indefinite(direct, shift, damping, solver) or direct.factors(shift, solver).negative):
+        shift = damping
+    factors = direct.factors(shift, solver)
     tell(matrix.comm, digits_lost(factors))
     return factors
 
 
-def solve_iteratively(operator, matrix, B, damping, solver=None, rtol=RTOL, **keywords):
+def _indefinite(direct, shift, damping, solver):
+    """Whether H̃ + μI is known to be indefinite: by factors, or, where those of λ are at hand and indefinite, by Rayleigh quotients, which
+    prove it at the cost of a few products. Collective.
+    """
+    if direct.indefinite < shift and not direct.holds(shift, solver) and direct.holds(damping, solver) and direct.indefinite >= damping:
+        direct.indefinite = max(direct.indefinite, -smallest_eigenvalue(direct))
+    return direct.indefinite >= shift
+
+
+def solve_iteratively(operator, matrix, B, damping, solver=None, rtol=RTOL, factors=None, **keywords):
     """`krylov.solve.Result` of (A + λI) X = B, parameter rows [n_local, k], A = `operator`: the compressed `matrix` itself or H.
 
-    keywords: as of `krylov.solve.solve`. Collective.
+    factors: those of `preconditioning_factors` where they are at hand; keywords: as of `krylov.solve.solve`. Collective.
     """
-    factors = preconditioning_factors(matrix, damping, solver)
+    factors = factors or preconditioning_factors(matrix, damping, solver)
     if factors is None:
         return solve(operator, B, damping, rtol=rtol, **keywords)
     return solve(operator, B, damping, preconditioner=factors.preconditioner(), rtol=rtol, definite=factors.definite, **keywords)

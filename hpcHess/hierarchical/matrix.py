@@ -10,6 +10,8 @@ from hpcHess.parallel.agree import tell
 from hpcHess.parallel.exchange import RowPermutation, gather_rows
 from hpcHess.parallel.ownership import row_starts, whole_rows
 
+KEPT = 2  # direct factors at a time: those of λ, and of the shift that preconditions (`hierarchical.iterative`)
+
 
 class HierarchicalMatrix:
     """Symmetric H̃ [N, N] = near blocks + Σ over far pairs U_α B_αβ U_βᵀ, U nested (an H² matrix; HSS when near = self).
@@ -25,6 +27,7 @@ class HierarchicalMatrix:
         self.parameter_starts = row_starts(n_params, comm.size)
         self.permutation = RowPermutation(comm, tree.permutation, self.parameter_starts, self.leaf_rows)
         self._factors, self._told = {}, None
+        self.indefinite = -1.0  # H̃ + σI is known to have negative eigenvalues for all 0 ≤ σ ≤ this
         self.operator = self.network = self.preconditioner = None
         self.provenance, self.job_text, self.job_directory = {}, "", ""
 
@@ -99,8 +102,18 @@ class HierarchicalMatrix:
         check_damping(damping)
         key = damping, direct_solver(solver or self.solver).solver
         if key not in self._factors:
-            self._factors, self._told = {key: direct_solver(key[1]).factorize(self, damping)}, None
+            self._drop(KEPT - 1)
+            self.install(direct_solver(key[1]).factorize(self, damping))
+        self._factors[key] = self._factors.pop(key)  # the last used are kept
         return self._factors[key]
+
+    def holds(self, damping, solver=None):
+        """Whether `factors` of these are at hand. Not collective; the same on all ranks."""
+        return (damping, direct_solver(solver or self.solver).solver) in self._factors
+
+    def _drop(self, kept):
+        for key in list(self._factors)[: max(0, len(self._factors) - kept)]:
+            del self._factors[key]
 
     def solve(self, B, damping, solver=None, rtol=1e-10):
         """(H̃ + λI)⁻¹B in float64 for B [N] or [N, k], whole on every rank.
@@ -128,8 +141,11 @@ class HierarchicalMatrix:
         return LinearOperator(self.shape, dtype=self.dtype, **products)
 
     def install(self, factors):
-        """Keep `Factors` made before, for solves with their damping and solver."""
-        self._factors, self._told = {(factors.damping, factors.solver): factors}, None
+        """Keep `Factors` made before, for solves with their damping and solver; the last `KEPT` that were used are kept."""
+        self._factors[factors.damping, factors.solver], self._told = factors, None
+        self._drop(KEPT)
+        if factors.negative:
+            self.indefinite = max(self.indefinite, factors.damping)
 
     def save(self, path, **details):
         """Write the factor file (docs/FORMAT.md); details as of `hierarchical.file.save`."""

@@ -10,6 +10,7 @@ from mpi4py import MPI
 pytest.importorskip("petsc4py")
 
 from hpcHess.hierarchical.compress import compress
+from hpcHess.hierarchical.factors import Factors
 from hpcHess.hierarchical.file import load
 from hpcHess.hierarchical.iterative import preconditioning_factors, solve_iteratively
 from hpcHess.krylov.solve import solve
@@ -142,6 +143,58 @@ def test_the_preconditioner_is_a_coarser_hss_matrix(shared_tmp):
         assert G.preconditioner.report == told and list(G.preconditioner._factors) == [(factors.damping, "elimination")]
         X = G.solve(B, damping=0.5)
         assert (np.linalg.norm(A @ X + 0.5 * X - B, axis=0) <= 1e-10 * np.linalg.norm(B, axis=0)).all()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Dampings that anything is factorized for."""
+    dampings, plain = [], Factors.factorize.__func__
+    monkeypatch.setattr(Factors, "factorize", classmethod(lambda cls, H, damping: dampings.append(damping) or plain(cls, H, damping)))
+    return dampings
+
+
+@pytest.mark.parametrize("budget", [0, 0.3])
+@pytest.mark.parametrize("indefinite", [False, True])
+def test_nothing_is_factorized_twice(shared_tmp, made, indefinite, budget):
+    """λ below the error: μ > λ preconditions, or λ where μ is indefinite too, which is remembered; stored factors are used."""
+    H = compressed(indefinite, budget)[0]
+    H = copy_of(H, shared_tmp / "plain.h5")
+    direct = H if budget == 0 else H.preconditioner
+    damping, B = 1e-3 * direct.report["error_spectral"], np.ones((N, 1))[rows(H)]
+    shift = 2 * direct.report["error_spectral"]
+    for _ in range(3):
+        factors = preconditioning_factors(H, damping)
+        assert (factors.damping, factors.negative > 0) == ((damping, True) if indefinite else (shift, False))
+        direct.factors(damping)
+        solve_iteratively(H, H, B, damping, max_iterations=1, factors=factors)
+    assert made == [shift, damping]
+    direct.factors(1.0), direct.factors(2.0), direct.factors(1.0), direct.factors(3.0), direct.factors(1.0)
+    assert made[2:] == [1.0, 2.0, 3.0] and len(direct._factors) == 2, "the last two that were used are kept"
+    H.save(shared_tmp / "F.h5", factors=factors)
+    G, made[:] = load(shared_tmp / "F.h5", COMM), []
+    assert preconditioning_factors(G, damping).damping == factors.damping and made == []
+
+
+def test_stored_indefinite_factors_of_a_definite_shift_do_not_precondition(shared_tmp, made):
+    """H̃ + λI is indefinite by the compression alone: H̃ + μI is definite, and preferred."""
+    H = copy_of(compressed(budget=0)[0], shared_tmp / "plain.h5")
+    H.report["error_spectral"] = 1.0
+    H.install(Indefinite(H, 0.1))
+    assert preconditioning_factors(H, 0.1).damping == 2.0 and made == [2.0]
+
+
+class Indefinite:
+    """Stands for factors that count a negative eigenvalue."""
+
+    solver, negative = "elimination", 1
+
+    def __init__(self, matrix, damping):
+        self.matrix, self.damping = matrix, damping
+
+
+def copy_of(H, path):
+    H.save(path)
+    return load(path, COMM)
 
 
 def test_what_fmm_matrices_do_not_have():
