@@ -3,7 +3,7 @@
 import numpy as np
 
 from hpcHess import backend as backends
-from hpcHess.hierarchical.coarse import coarse_hss
+from hpcHess.hierarchical.coarse import coarse_hss, missed
 from hpcHess.hierarchical.error import largest_eigenvalue, spectral_error
 from hpcHess.hierarchical.search import Search, first_samples, prepared
 from hpcHess.parallel.agree import tell
@@ -78,7 +78,7 @@ def compress(
         spectral = spectral_error(best.matrix, operator, *search.probes)
     if best.matrix.format == "fmm":
         with progress.phase("preconditioner"):
-            coarse = coarse_hss(skeletonizer, best.matrix, rtol, search.norm.value, max_rank)
+            coarse = coarse_hss(skeletonizer, best.matrix, rtol, search.norm, search.probes, max_rank)
     best.matrix.operator = operator
     best.matrix.report = {
         "rtol": float(rtol),
@@ -108,6 +108,7 @@ def compress(
     }
     if best.matrix.format == "fmm":
         best.matrix.report["preconditioner"] = coarse.report
+        best.matrix.report["warnings"] += missed(coarse.report)
         best.matrix.report["preconditioner_percent"] = 100.0 * coarse.report["storage_entries"] / float(best.matrix.n_params) ** 2
     tell(operator.comm, best.matrix.report["warnings"])
     return best.matrix
@@ -153,11 +154,11 @@ def _warnings(error, rtol, best, max_rank, search):
     found, saturation = [], best.saturation
     single = np.float32 in (best.matrix.dtype, search.skeletonizer.operator.dtype)
     if saturation.nodes:
-        columns = search.skeletonizer.samples.sketch.n_columns
-        bound = f"max_rank = {max_rank}" if max_rank else f"what the memory allows ({columns} columns of the sketch)"
+        samples, worst = search.skeletonizer.samples, saturation.worst / (search.norm.value or 1)
+        bound = f"max_rank = {max_rank}" if max_rank else f"what the memory allows ({samples.amount()})"
         found.append(
             f"rank saturation: {saturation.nodes} nodes on levels {sorted(saturation.levels)} reached {bound} before their tolerance "
-            f"(largest remainder {saturation.worst / (search.norm.value or 1):.3g} ‖H‖_F)"
+            f"(largest remainder {f'{worst:.3g} ‖H‖_F' if np.isfinite(worst) else 'unknown, the samples are used up'})"
         )
     entries, n_alive = best.storage["storage_entries"], best.matrix.n_alive
     if best.matrix.tree.depth and entries >= n_alive * (n_alive + 1) // 2:

@@ -29,7 +29,8 @@ class ProductSamples:
     by_entries = False
 
     def __init__(self, sketch):
-        self.sketch, self.bound = sketch, None
+        self.sketch, self.bound, single = sketch, None, sketch.operator.dtype.itemsize < 8
+        sketch.row_bytes = 6 * 8 + 2 * sketch.operator.dtype.itemsize * single  # Ω and Y in float32 stay beside those in float64
 
     @staticmethod
     def first_columns(tree, leaf_size):
@@ -61,6 +62,10 @@ class ProductSamples:
         wanted = int(np.max(np.where(wanted > 0, columns + wanted, 0), initial=0))
         wanted = min(max(self.build.comm.allgather(wanted)), self.build.tree.n + SPARE)
         return wanted > self.omega.shape[1] and self._extend(wanted, level)
+
+    def amount(self):
+        """What there is, in words."""
+        return f"{self.sketch.n_columns} products"
 
     def deepen(self):
         """Gaussian samples tell the tails as they are."""

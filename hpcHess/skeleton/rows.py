@@ -63,6 +63,10 @@ class RowSamples:
         self.more, self.R = more, None
         return True
 
+    def amount(self):
+        """What there is, in words."""
+        return "rows of the far fields"
+
     def deepen(self):
         """Twice as many rows from the next pass on; False where there are enough. For a pass whose tails were too optimistic."""
         if 2 * self.ratio > MOST_ROWS:

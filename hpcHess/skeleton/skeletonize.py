@@ -22,7 +22,7 @@ from hpcHess.tree.interactions import far_fields
 
 @dataclass
 class Saturation:
-    """Nodes whose rank was cut by max_rank or by the sketch before their tolerance was met."""
+    """Nodes whose rank was cut by max_rank or by the samples before their tolerance was met; `worst`: the largest remainder, inf unknown."""
 
     nodes: int = 0
     worst: float = 0.0
@@ -60,6 +60,7 @@ class Skeletonizer:
         deepen()                 after a pass whose tails were too optimistic: whether the next one has better samples
         climb(level, above)      go on to the parents of a finished level
         finish()                 after level 1
+        amount()                 what there is, in words: for warnings
         by_entries               whether couplings are exact entries; else `finish` makes them
     """
 
@@ -139,7 +140,7 @@ class Skeletonizer:
         if nodes:
             saturation.nodes += nodes
             saturation.levels.append(level.level)
-            worst = float(np.max(found.residual[cut][np.isfinite(found.residual[cut])], initial=0.0))
+            worst = float(np.max(found.residual[cut], initial=0.0))
             saturation.worst = max(saturation.worst, self.comm.allreduce(worst, MPI.MAX))
 
 

@@ -20,12 +20,14 @@ PRODUCT_BYTES = 1 << 27  # of one N × k block; up to three live at once: Ω, H�
 class Sketch:
     """Ω and Y = HΩ in this rank's tree rows, [n_local, k] each, growing by `extend`; `n_products`: of these and of `fresh`.
 
+    `row_bytes`: what its users hold of a row and column: Ω, Y, their images on a level and copies.
     Ω is standard normal and seeded by parameter index and column: the same for any number of ranks.
     """
 
     def __init__(self, operator, permutation, tree_starts, seed, stream="sketch"):
         self.operator, self.permutation, self.starts = operator, permutation, tree_starts
         self.seed, self.stream, self.n_products = seed, stream, 0
+        self.row_bytes = 6 * operator.dtype.itemsize
         me = operator.comm.rank
         self.rows = permutation[tree_starts[me] : tree_starts[me + 1]]
         self.omega = np.zeros((len(self.rows), 0), operator.dtype)
@@ -37,9 +39,9 @@ class Sketch:
         return self.Y.shape[1]
 
     def affordable(self):
-        """How many further columns the memory allows (Ω, Y, their images on a level and copies: six numbers a row). Collective."""
+        """How many further columns the memory allows, `row_bytes` of a row and column each. Collective."""
         free = 0.8 * memory.fair_share(self.operator.comm) - 3 * PRODUCT_BYTES
-        own = int(max(0, free) // (6 * self.operator.dtype.itemsize * max(1, len(self.rows))))
+        own = int(max(0, free) // (self.row_bytes * max(1, len(self.rows))))
         return self.operator.comm.allreduce(own, MPI.MIN)
 
     def extend(self, n_more, advance=lambda n: None):
@@ -109,6 +111,10 @@ class SketchSamples:
         concatenate = self.build.backend.xp.concatenate
         self.R, self.omega = concatenate([self.R, more_R], axis=1), concatenate([self.omega, more_omega], axis=1)
         return True
+
+    def amount(self):
+        """What there is, in words."""
+        return f"{self.sketch.n_columns} columns of the sketch"
 
     def deepen(self):
         """Gaussian samples tell the tails as they are."""

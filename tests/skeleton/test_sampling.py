@@ -1,5 +1,7 @@
 """Sketch, rows and products against dense matrices: approximation against rtol, implementation against machine precision."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -8,11 +10,14 @@ from hpcHess import backend as backends
 from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.search import Search
 from hpcHess.parallel import memory
+from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import HpcHessWarning, InputError
+from hpcHess.skeleton.products import ProductSamples
 from hpcHess.skeleton.rows import RowSamples
-from hpcHess.skeleton.skeletonize import Skeletonizer
+from hpcHess.skeleton.skeletonize import Saturation, Skeletonizer
+from hpcHess.skeleton.sketch import PRODUCT_BYTES, Sketch, SketchSamples
 from tests.backend.device_arrays import DeviceBackend
-from tests.skeleton.matrices import MATRICES, OPERATORS, BlackBox, WithDiagonal, exactly_hss, matrix_named, relative
+from tests.skeleton.matrices import MATRICES, OPERATORS, N, BlackBox, WithDiagonal, exactly_hss, matrix_named, relative
 
 SAMPLINGS = list(OPERATORS)
 
@@ -107,13 +112,11 @@ def test_black_boxes_with_zero_rows_and_solves(comm, shared_tmp):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_memory_that_ends(comm, monkeypatch, dtype):
     """Where no further products can be held the ranks stop at what these support, and the report says so."""
-    from hpcHess.skeleton.sketch import Sketch
-
     monkeypatch.setattr(Sketch, "affordable", lambda self: 0)
     A = matrix_named("kernel")
     with pytest.warns(HpcHessWarning) if comm.rank == 0 else pytest.MonkeyPatch.context():
         H = compress(BlackBox(A, comm, dtype), rtol=1e-6, leaf_size=24, sampling="products")
-    assert not H.report["rtol_met"] and any("memory" in line for line in H.report["warnings"])
+    assert not H.report["rtol_met"] and any("memory" in line and f"{H.report['sketch_columns']} products" in line for line in H.report["warnings"])
     assert H.report["error_estimate"]["low"] * 0.8 <= relative(H, A) <= H.report["error_estimate"]["high"] * 1.25
 
 
@@ -191,7 +194,7 @@ def test_memory_that_ends_for_rows(comm, monkeypatch):
     A = matrix_named("kernel")
     monkeypatch.setattr(memory, "free_bytes", lambda: 1 << 17)
     H = compress(WithDiagonal(A, comm), rtol=1e-6, leaf_size=24, sampling="rows")
-    assert not H.report["rtol_met"] and any("memory" in line for line in H.report["warnings"])
+    assert not H.report["rtol_met"] and any("memory allows (rows of the far fields)" in line for line in H.report["warnings"])
     assert H.report["error_estimate"]["low"] * 0.8 <= relative(H, A) <= H.report["error_estimate"]["high"] * 1.25
 
 
@@ -203,3 +206,28 @@ def test_passes_that_only_deepen_the_samples_are_attempts(comm, monkeypatch):
     monkeypatch.setattr(Search, "_tails_mislead", lambda search, high: True)
     H = compress(WithDiagonal(matrix_named("kernel"), comm), rtol=1e-2, leaf_size=24, sampling="rows")
     assert deepened.count(True) == 3 and H.report["attempts"] == len(passes) > 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_memory_of_a_further_column(comm, dtype, monkeypatch):
+    """Products are kept in their own precision and, six times, in float64."""
+    operator, share = BlackBox(matrix_named("kernel"), comm, dtype), 1 << 22
+    sketch = Sketch(operator, np.arange(N), row_starts(N, comm.size), 0)
+    monkeypatch.setattr(memory, "fair_share", lambda _: share + (3 * PRODUCT_BYTES) * 5 // 4)
+    most = lambda row_bytes: 0.8 * share / (row_bytes * -(-N // comm.size))  # noqa: E731
+    SketchSamples(sketch)
+    assert 0.9 * most(6 * operator.dtype.itemsize) < sketch.affordable() <= 1.01 * most(6 * operator.dtype.itemsize)
+    ProductSamples(sketch)
+    assert 0.9 * most(48 + 8 * (dtype == np.float32)) < sketch.affordable() <= 1.01 * most(48 + 8 * (dtype == np.float32))
+
+
+def test_a_remainder_that_is_unknown_is_not_zero(comm, monkeypatch):
+    """As many ranks as samples say nothing of what remains."""
+    samples, found = SimpleNamespace(), SimpleNamespace(saturated=np.array([False, True]), residual=np.array([0.5, np.inf]))
+    saturation, made = Saturation(), Skeletonizer(SimpleNamespace(comm=comm), None, None, None, samples, None, np.float64)
+    made._report(saturation, SimpleNamespace(level=3), found)
+    assert saturation.nodes == comm.size and saturation.levels == [3] and saturation.worst == np.inf
+    run = Skeletonizer.run
+    monkeypatch.setattr(Skeletonizer, "run", lambda *arguments: (run(*arguments)[0], saturation))
+    H = compress(WithDiagonal(matrix_named("kernel")[:60, :60], comm), rtol=1e-2, leaf_size=24)
+    assert "remainder unknown" in H.report["warnings"][0]
