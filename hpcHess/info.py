@@ -80,9 +80,11 @@ def _factors(given):
 def _solver(summary):
     damping, error, second = (summary.get(key) for key in ("woodbury_damping", "woodbury_backward_error", "preconditioner"))
     if second is not None:
+        reached, nodes = second.get("error_estimate", {}).get("value"), second.get("saturated_nodes", 0)
+        reached = "unknown" if reached is None else f"{reached:.2g}"
         yield (
-            f"solver      PETSc, preconditioned by an HSS matrix (rtol {second['rtol']:g}) of {second['storage_entries']:,} further numbers, "
-            f"{summary['preconditioner_percent']:.4g} % of N²"
+            f"solver      PETSc, preconditioned by an HSS matrix (error {reached} of ‖H‖_F) of {second['storage_entries']:,} further numbers, "
+            f"{summary['preconditioner_percent']:.4g} % of N²{f'; the ranks of {nodes} nodes were cut' if nodes else ''}"
         )
     if damping is None:
         yield f"{'' if second else 'solver':<12}no factors stored"

@@ -86,7 +86,8 @@ def _krylov(session, matrix, A, B, damping, rtol, solver):
         )
     how = f"{found.iterations} iterations of {found.method.upper()}"
     if factors is not None:
-        coarse = "" if factors.matrix is matrix else f" of a coarser HSS matrix (rtol {factors.matrix.report['rtol']:g})"
+        error = factors.matrix.report.get("error_estimate", {}).get("value", np.nan)
+        coarse = "" if factors.matrix is matrix else f" of a coarser HSS matrix (error {error:.2g} of ‖H‖_F)"
         how += f", preconditioned by {factors.solver}{coarse}, backward error {factors.backward_error:.1e}"
     return found.X_local, factors, how, found.converged
 

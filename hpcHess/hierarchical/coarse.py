@@ -6,7 +6,7 @@ the same Ω and Y = HΩ, R_α = Y_α − D_αα Ω_α, in one pass.
 
 import numpy as np
 
-from hpcHess.hierarchical.error import spectral_norm
+from hpcHess.hierarchical.error import estimate_error, spectral_norm
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.hierarchical.matrix import HierarchicalMatrix
 from hpcHess.hierarchical.storage_count import count_storage
@@ -18,23 +18,40 @@ from hpcHess.skeleton.skeletonize import Skeletonizer
 from hpcHess.tree.interactions import far_fields, far_pairs, near_self
 
 RTOL = 1e-2  # of the whole matrix; never finer than the FMM matrix itself
+MISSED = 3.0  # times what was asked for: an error that is told
 
 
-def coarse_hss(skeletonizer, matrix, rtol, norm, max_rank=0):
+def coarse_hss(skeletonizer, matrix, rtol, norm, probes, max_rank=0):
     """An HSS matrix with ‖· − H‖_F ≈ max(rtol, `RTOL`) ‖H‖_F from the `Skeletonizer` that made the FMM `matrix`. Collective.
 
-    norm: ‖H‖_F. Its report holds rtol, error_spectral (‖· − H̃‖₂, from below) and what it stores beyond `matrix`, whose leaf blocks it shares:
-    storage_entries, storage_bytes, levels; `matrix` gets it as its `preconditioner`, its report in `report["preconditioner"]`.
+    norm: ‖H‖_F (`error.Norm`); probes: (G, HG) in tree rows, which no skeleton has seen. Its report holds rtol as asked, error_estimate as
+    measured on the probes (relative to ‖H‖_F), saturated_nodes (`Saturation`), error_spectral (‖· − H̃‖₂, from below) and what
+    it stores beyond `matrix`, whose leaf blocks it shares: storage_entries, storage_bytes, levels; `matrix` gets it as its
+    `preconditioner`, its report in `report["preconditioner"]`.
     """
     tree, backend = matrix.tree, matrix.backend
     near, rtol = diagonal_blocks(backend, matrix.near, tree), max(rtol, RTOL)
     far = far_pairs(near.pairs, tree.depth)
     second = Skeletonizer(skeletonizer.operator, tree, near, far, skeletonizer.samples, backend, skeletonizer.dtype)
-    levels, _ = second.run(Budget(rtol, norm, far_fields(far)).tolerances(), max_rank)
+    levels, saturation = second.run(Budget(rtol, norm.value, far_fields(far)).tolerances(), max_rank)
     coarse = HierarchicalMatrix(matrix.comm, backend, matrix.n_params, tree, near, levels)
-    coarse.report = {"rtol": float(rtol), "error_spectral": _distance(coarse, matrix), **_stored_besides(coarse)}
+    coarse.report = {
+        "rtol": float(rtol),
+        "error_estimate": estimate_error(coarse, *probes, norm)[0].as_dict(),
+        "saturated_nodes": int(saturation.nodes),
+        "error_spectral": _distance(coarse, matrix),
+        **_stored_besides(coarse),
+    }
     matrix.preconditioner = coarse
     return coarse
+
+
+def missed(report):
+    """A line where the coarse matrix of this report is far from what was asked for, and why."""
+    error, rtol, nodes = report["error_estimate"]["value"], report["rtol"], report["saturated_nodes"]
+    if error > MISSED * rtol:
+        why = f": the ranks of {nodes} nodes were cut, by max_rank or by the memory for samples" if nodes else ""
+        yield f"the preconditioner's error is {error:.2g} of ‖H‖_F, asked {rtol:g}: solves may take many iterations{why}"
 
 
 def diagonal_blocks(backend, near, tree):

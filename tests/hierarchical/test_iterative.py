@@ -130,6 +130,8 @@ def test_the_preconditioner_is_a_coarser_hss_matrix(shared_tmp):
     for a, b in zip(sizes[:-1], sizes[1:]):
         assert np.array_equal(C[np.ix_(p[a:b], p[a:b])], (H @ np.eye(N))[np.ix_(p[a:b], p[a:b])])
     assert np.linalg.norm(C - A) <= 1.5 * told["rtol"] * np.linalg.norm(A) and told["rtol"] > H.report["rtol"]
+    error, K = told["error_estimate"], H.operator.H
+    assert 0.8 * error["low"] <= np.linalg.norm(C - K) / np.linalg.norm(K) <= 1.25 * error["high"] and told["saturated_nodes"] == 0
     assert 0.5 * np.linalg.norm(C - A, 2) <= told["error_spectral"] <= 1.01 * np.linalg.norm(C - A, 2)
     own = sum(level.T.offsets[-1] + level.far.blocks.offsets[-1] for level in coarse.levels[1:])
     assert told["storage_entries"] == COMM.allreduce(int(own))
@@ -143,6 +145,21 @@ def test_the_preconditioner_is_a_coarser_hss_matrix(shared_tmp):
         assert G.preconditioner.report == told and list(G.preconditioner._factors) == [(factors.damping, "elimination")]
         X = G.solve(B, damping=0.5)
         assert (np.linalg.norm(A @ X + 0.5 * X - B, axis=0) <= 1e-10 * np.linalg.norm(B, axis=0)).all()
+
+
+def test_a_preconditioner_that_misses_its_tolerance_is_told(shared_tmp):
+    """Ranks cut by max_rank: the error is what is measured, not what was asked."""
+    K = exponential_kernel(N, scale=1.0)
+    results = []
+    made = lambda: compress(DenseOperator(K, COMM), rtol=0.02, leaf_size=20, distance="angle", format="fmm", budget=0.3, max_rank=2)  # noqa: E731
+    lines = said(COMM, lambda: results.append(made()))
+    H, told = results[0], results[0].report["preconditioner"]
+    true, error = np.linalg.norm(H.preconditioner @ np.eye(N) - K) / np.linalg.norm(K), told["error_estimate"]
+    assert told["rtol"] == 0.02 and true > 0.06 and 0.8 * error["low"] <= true <= 1.25 * error["high"]
+    assert told["saturated_nodes"] > 0
+    for told_in in (lines, H.report["warnings"]):
+        assert any("the preconditioner's error is" in line and "nodes were cut" in line for line in told_in)
+    assert not any("preconditioner" in line for line in compressed()[0].report["warnings"])
 
 
 @pytest.fixture
