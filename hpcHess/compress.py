@@ -16,7 +16,6 @@ from hpcHess.parallel.agree import on_root
 from hpcHess.runtime.errors import DONE, RTOL_NOT_MET, InputError
 from hpcHess.runtime.jobfile import load as load_job
 from hpcHess.runtime.session import run_driver
-from hpcHess.storage.dense import file_of
 from hpcHess.storage.factor_file import check_writable
 
 SINGLE_PRECISION_RTOL = 3e-5  # products of the sketch in float32 from here on
@@ -65,12 +64,8 @@ def main(session, args):
 def _job(args):
     """The job, whose files the output must not replace. One rank."""
     job = load_job(args.job, args.set)
-    if "matrix" in job.tables:
-        read = [file_of(job.path("matrix", "file"))]
-    else:
-        read = [job.path(*key) for key in (("network", "weights"), ("data", "inputs"), ("data", "targets"))]
-    for path in (args.job, *read):
-        if path is not None and os.path.realpath(path) == os.path.realpath(args.output):
+    for path in (args.job, *(name.rpartition(":/")[0] or name for name in job.files)):
+        if os.path.realpath(path) == os.path.realpath(args.output):
             raise InputError(f"--output {args.output} would replace a file that the job reads: name another one")
     return job
 

@@ -4,7 +4,7 @@ import argparse
 
 import numpy as np
 
-from hpcHess.curvature.from_job import operator_of_matrix
+from hpcHess.curvature.from_job import files_of_matrix, operator_of_matrix
 from hpcHess.hierarchical.file import load
 from hpcHess.runtime.errors import DONE
 from hpcHess.runtime.session import run_driver
@@ -28,6 +28,7 @@ def main(session, args):
     check_output(args.output, comm, args.input)
     with session.phase("read"):
         matrix = load(args.factors, comm, args.backend)
+        check_output(args.output, comm, files=files_of_matrix(matrix))
         V, flat = read_rows(args.input, comm, matrix.n_params, "input")
     operator = matrix
     if args.exact:

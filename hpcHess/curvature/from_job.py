@@ -39,6 +39,11 @@ def operator_from_job(job, comm, dtype=np.float64, network=None):
     return operator, Origin(digests, summary, problem.network if "fit" in job["network"] else None)
 
 
+def files_of_matrix(matrix):
+    """Names of the files that the job recorded in a factor file reads, a dataset's as file.h5:/name: not to be replaced. Not collective."""
+    return Job.from_text(matrix.job_text, matrix.job_directory).files if matrix.job_text else []
+
+
 def operator_of_matrix(matrix, dtype=np.float64):
     """The uncompressed operator of the job recorded in a factor file. Collective.
 

@@ -116,6 +116,12 @@ class Job:
         value = self.tables[table].get(key)
         return None if value is None else Path(self.directory, value)
 
+    @property
+    def files(self):
+        """Absolute names of the files that the job reads, a dataset's as file.h5:/name."""
+        keys = (("matrix", "file"), ("network", "weights"), ("data", "inputs"), ("data", "targets"))
+        return [str(self.path(table, key)) for table, key in keys if key in self.tables.get(table, {})]
+
 
 def load(path, overrides=()):
     """Read the job file `path` with `overrides` ("table.key=value", the value TOML or a bare word). Not collective.

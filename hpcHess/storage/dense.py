@@ -11,7 +11,7 @@ from hpcHess.runtime.errors import InputError
 from hpcHess.storage.atomic import check_room, replacing, writable_target
 from hpcHess.storage.hdf5 import disk_errors, open_hdf5
 
-__all__ = ["check_dense_output", "file_of", "open_dense", "write_dense"]
+__all__ = ["check_dense_output", "open_dense", "write_dense"]
 
 _RAW = np.dtype("<f4")
 _CONVERT = "convert it once, numpy.save('K.npy', K.astype(numpy.float32))"
@@ -31,11 +31,6 @@ def open_dense(spec, n, comm):
         except (OSError, ValueError) as error:
             raise InputError(f"matrix file {path} cannot be mapped: {getattr(error, 'strerror', None) or error}") from None
     return np.asarray(mapped)
-
-
-def file_of(spec):
-    """The file's name in `spec`, without the dataset's."""
-    return _split(spec)[0]
 
 
 def write_dense(spec, matrix):

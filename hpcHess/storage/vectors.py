@@ -102,12 +102,12 @@ def _read(source, low, high, label):
     return rows
 
 
-def check_output(spec, comm, source=None, what="output"):
-    """InputError on every rank where vectors cannot be written to `spec`, or would replace those read from `source`; call it before
+def check_output(spec, comm, source=None, files=(), what="output"):
+    """InputError on every rank where vectors cannot be written to `spec`, or would replace the vectors that are read from `source`, or one
 
-    the computation. Collective.
+    of `files` (datasets as file.h5:/name); call it before the computation. Collective.
     """
-    on_root(comm, _check_output, spec, source, what)
+    on_root(comm, _check_output, spec, source, files, what)
 
 
 def check_finite(rows, comm, what):
@@ -116,12 +116,14 @@ def check_finite(rows, comm, what):
     agree(comm, error)
 
 
-def _check_output(spec, source, what):
+def _check_output(spec, source, files, what):
     path, name = _split(spec, what)
     if source is not None:
-        source_path, source_name = _split(source, "input")
-        if os.path.realpath(path) == os.path.realpath(source_path) and (name or "").strip("/") == (source_name or "").strip("/"):
-            raise InputError(f"{what} {spec} would replace the vectors that are read: name another one")
+        _split(source, "input")
+    for read in map(os.fspath, [*files, *([] if source is None else [source])]):
+        read_path, _, read_name = read.rpartition(":/") if ":/" in read else (read, "", "")
+        if os.path.realpath(path) == os.path.realpath(read_path) and read_name.strip("/") in ("", name):
+            raise InputError(f"{what} {spec} would replace {read}, which is read: name another one")
     target = writable_target(path)
     if name is None or not os.path.exists(target):
         return

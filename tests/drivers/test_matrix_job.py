@@ -123,6 +123,11 @@ def test_outputs_that_would_replace_the_matrix(dense_case, folder):
         on_root(lambda: at.mkdir() or gallery.write_dense(f"{at}/{file}", dense_case.K))  # noqa: B023
         run = ok(drive("compress", job(at, file), "--output", at / file.partition(":")[0]), 2)
         assert "would replace a file that the job reads" in run.errors[0]
+        ok(drive("compress", job(at, file), "--output", at / "F.h5"))
+        on_root(lambda: np.save(at / "b.npy", np.ones(len(dense_case.K))))  # noqa: B023
+        for driver, source, more in (("multiply", "--input", ()), ("solve", "--rhs", ("--damping", "1"))):
+            run = ok(drive(driver, at / "F.h5", source, at / "b.npy", "--output", f"{at}/{file}", *more), 2)
+            assert len(run.errors) == 1 and f"would replace {at}/{file}, which is read" in run.errors[0]
 
 
 def test_a_matrix_has_no_inputs(dense_case, shared_tmp):
