@@ -4,7 +4,7 @@ import argparse
 
 import numpy as np
 
-from hpcHess.curvature.from_job import operator_of_matrix
+from hpcHess.curvature.from_job import files_of_matrix, operator_of_matrix
 from hpcHess.hierarchical.damping import damping_of, parse_damping, uncovered
 from hpcHess.hierarchical.file import load
 from hpcHess.hierarchical.iterative import RTOL, preconditioning_factors, solve_iteratively
@@ -38,6 +38,7 @@ def main(session, args):
     check_output(args.output, comm, args.rhs)
     with session.phase("read"):
         matrix = load(args.factors, comm, args.backend)
+        check_output(args.output, comm, files=files_of_matrix(matrix))
         direct = matrix.format == "hss" and not exact
         if args.rtol is not None and direct:
             raise InputError("--rtol is the residual of PETSc's solves: it needs --refine exact, or an FMM matrix")

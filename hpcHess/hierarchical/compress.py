@@ -106,6 +106,9 @@ def compress(
         "timings": progress.timings.as_dict(),
         **best.storage,
     }
+    if budget and tree.depth and best.matrix.format == "hss":
+        text = f"budget {budget:g} of {1 << tree.depth} leaves: no leaf is near but the leaf itself, so this is an HSS matrix; raise budget"
+        best.matrix.report["warnings"].append(text)
     if best.matrix.format == "fmm":
         best.matrix.report["preconditioner"] = coarse.report
         best.matrix.report["warnings"] += missed(coarse.report)
@@ -162,7 +165,8 @@ def _warnings(error, rtol, best, max_rank, search):
         )
     entries, n_alive = best.storage["storage_entries"], best.matrix.n_alive
     if best.matrix.tree.depth and entries >= n_alive * (n_alive + 1) // 2:
-        found.append(f"no compression: {entries:,} numbers, no fewer than the symmetric matrix has; rtol {rtol:g} is too small for it")
+        why = "or leaf_size is too small" if best.matrix.format == "hss" else "is too small, or budget too large,"
+        found.append(f"no compression: {entries:,} numbers, no fewer than the symmetric matrix has; rtol {rtol:g} {why} for it")
     if error.high > rtol:
         advice = "raise rtol"
         if saturation.nodes:

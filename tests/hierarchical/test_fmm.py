@@ -218,3 +218,11 @@ def test_every_tree_has_near_lists(comm, distance):
     A = matrix_named("gaussian")
     H = fmm(EntriesOperator(A, comm), 0.05, distance=distance, leaf_size=8)
     assert H.format == "fmm" and np.linalg.norm(dense(H) - A) <= 1e-3 * np.linalg.norm(A)
+
+
+def test_a_budget_too_small_for_any_neighbour_is_told(comm):
+    """Asked for FMM, got HSS: said so; with budget 0 that is what was asked."""
+    operator = DenseOperator(exponential_kernel(200), comm)
+    H = fmm(operator, 0.1)
+    assert H.format == "hss" and any("budget 0.1 of 16 leaves" in text and "raise budget" in text for text in H.report["warnings"])
+    assert fmm(operator, 0).report["warnings"] == [] == fmm(operator, 0.3).report["warnings"]
