@@ -78,6 +78,8 @@ class PetscOperator(RowOperator):
     """
 
     def __init__(self, mat):
+        if not hasattr(mat, "getSizes"):
+            raise InputError(f"petsc_operator takes a petsc4py Mat, not {type(mat).__name__}; of an array: hpcHess.DenseMatrix")
         self.comm, self.dtype, self._mat = mat.comm.tompi4py(), np.dtype(np.float64), mat
         PETSc = petsc(self.comm)
         if np.dtype(PETSc.ScalarType) != self.dtype:

@@ -68,3 +68,8 @@ def test_refused(comm):
         petsc_operator(mat_of(comm, np.triu(symmetric()), "aij"))
     with pytest.raises(InputError, match="square"):
         petsc_operator(mat_of(comm, np.ones((4, 6)), "dense"))
+
+
+def test_what_is_no_mat_is_refused():
+    with pytest.raises(InputError, match="takes a petsc4py Mat, not ndarray; of an array: hpcHess.DenseMatrix"):
+        petsc_operator(symmetric())
