@@ -13,12 +13,12 @@ from hpcHess.runtime.errors import InputError
 MNIST = list(datasets.SOURCES["mnist"].files)
 
 
-@pytest.fixture
 def packed(content, level=9):
     """gzip without the time of day, which would make the names of tests differ from rank to rank."""
     return gzip.compress(content, level, mtime=0)
 
 
+@pytest.fixture
 def home(tmp_path, monkeypatch):
     """An empty HPCHESS_DATA."""
     monkeypatch.setenv("HPCHESS_DATA", str(tmp_path / "data"))
