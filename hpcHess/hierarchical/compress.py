@@ -59,7 +59,7 @@ def compress(
     progress = Silent() if progress is None else progress
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("tree"):
-        asked, predictions = distance, {}
+        asked_distance, predictions = distance, {}
         if distance == "auto":
             distance, tree, predictions = cheapest_tree(operator, leaf_size, seed, rtol)
         else:
@@ -76,45 +76,38 @@ def compress(
     with progress.phase("spectral norms"):
         lambda_max = largest_eigenvalue(best.matrix, seed)
         spectral = spectral_error(best.matrix, operator, *search.probes)
-    if best.matrix.format == "fmm":
+    matrix, coarse = best.matrix, None
+    if matrix.format == "fmm":
         with progress.phase("preconditioner"):
-            coarse = coarse_hss(skeletonizer, best.matrix, rtol, search.norm, search.probes, max_rank)
-    best.matrix.operator = operator
-    best.matrix.report = {
-        "rtol": float(rtol),
-        "rtol_met": bool(error.high <= rtol),
+            coarse = coarse_hss(skeletonizer, matrix, rtol, search.norm, search.probes, max_rank)
+    matrix.operator = operator
+    asked = {"rtol": float(rtol), "leaf_size": int(leaf_size), "max_rank": int(max_rank), "seed": int(seed), "budget": budget}
+    asked |= {"n_neighbors": int(n_neighbors), "sampling": sampling, "solver": solver, "distance_asked": asked_distance}
+    chosen = {"distance": distance, "backend": kernels.name, "lambda_max": lambda_max, "error_spectral": spectral}
+    chosen["distance_predictions"] = {name: 100.0 * value / float(operator.shape[0]) ** 2 for name, value in predictions.items()}
+    matrix.report = asked | chosen | _reached(best, error, search, coarse) | {"timings": progress.timings.as_dict()}
+    matrix.report["warnings"] = _warnings(error, rtol, best, max_rank, search, budget) + list(missed(coarse.report) if coarse else ())
+    tell(operator.comm, matrix.report["warnings"])
+    return matrix
+
+
+def _reached(best, error, search, coarse):
+    """The part of the report that says what came of the search, storage included."""
+    samples = search.skeletonizer.samples
+    found = {
+        "rtol_met": bool(error.high <= search.rtol),
         "error_estimate": error.as_dict(),
         "norm_frobenius": search.norm.value,
-        "lambda_max": lambda_max,
-        "error_spectral": spectral,
-        "sampling": sampling,
         "sketch_columns": samples.sketch.n_columns,
         "exact_products": samples.sketch.n_products,
         "attempts": search.attempts,
         "format": best.matrix.format,
-        "budget": budget,
-        "n_neighbors": int(n_neighbors),
-        "solver": solver,
-        "distance": distance,
-        "distance_asked": asked,
-        "distance_predictions": {name: 100.0 * value / float(operator.shape[0]) ** 2 for name, value in predictions.items()},
-        "leaf_size": int(leaf_size),
-        "max_rank": int(max_rank),
-        "seed": int(seed),
-        "backend": kernels.name,
-        "warnings": _warnings(error, rtol, best, max_rank, search),
-        "timings": progress.timings.as_dict(),
         **best.storage,
     }
-    if budget and tree.depth and best.matrix.format == "hss":
-        text = f"budget {budget:g} of {1 << tree.depth} leaves: no leaf is near but the leaf itself, so this is an HSS matrix; raise budget"
-        best.matrix.report["warnings"].append(text)
-    if best.matrix.format == "fmm":
-        best.matrix.report["preconditioner"] = coarse.report
-        best.matrix.report["warnings"] += missed(coarse.report)
-        best.matrix.report["preconditioner_percent"] = 100.0 * coarse.report["storage_entries"] / float(best.matrix.n_params) ** 2
-    tell(operator.comm, best.matrix.report["warnings"])
-    return best.matrix
+    if coarse:
+        found["preconditioner"] = coarse.report
+        found["preconditioner_percent"] = 100.0 * coarse.report["storage_entries"] / float(best.matrix.n_params) ** 2
+    return found
 
 
 def _check(rtol, leaf_size, max_rank, seed, probes, dtype):
@@ -152,8 +145,8 @@ def _checked_format(operator, format, budget, n_neighbors, sampling, solver):
     return float(budget)
 
 
-def _warnings(error, rtol, best, max_rank, search):
-    """One line for everything that kept the tolerance from being met."""
+def _warnings(error, rtol, best, max_rank, search, budget):
+    """One line for everything that kept the tolerance from being met, or the matrix from being FMM."""
     found, saturation = [], best.saturation
     single = np.float32 in (best.matrix.dtype, search.skeletonizer.operator.dtype)
     if saturation.nodes:
@@ -175,4 +168,7 @@ def _warnings(error, rtol, best, max_rank, search):
             advice = "single precision limits it: use float64"
         interval = f"{error.value:.3g} (95 % interval {error.low:.3g} … {error.high:.3g})"
         found.append(f"rtol {rtol:g} not met: error {interval} after {search.attempts} attempts; {advice}")
+    depth = best.matrix.tree.depth
+    if budget and depth and best.matrix.format == "hss":
+        found.append(f"budget {budget:g} of {1 << depth} leaves: no leaf is near but the leaf itself, so this is an HSS matrix; raise budget")
     return found

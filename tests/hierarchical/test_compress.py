@@ -10,7 +10,7 @@ from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.hierarchical.norms import norm_frobenius
 from hpcHess.parallel import memory
 from hpcHess.runtime.errors import InputError
-from tests.reference.dense_operator import DenseOperator, exponential_kernel, gaussian_kernel
+from tests.reference.dense_operator import DenseOperator, dense, exponential_kernel, gaussian_kernel
 
 N = 500
 
@@ -33,10 +33,6 @@ MATRICES = {
 def matrix_named(name):
     H = MATRICES[name]()
     return (H + H.T) / 2
-
-
-def dense(H):
-    return H @ np.eye(H.n_params)
 
 
 @pytest.mark.parametrize("name", MATRICES)

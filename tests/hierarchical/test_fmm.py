@@ -10,7 +10,7 @@ from hpcHess.hierarchical.norms import norm_frobenius
 from hpcHess.info import describe, summarize
 from hpcHess.storage.factor_file import FactorFile
 from hpcHess.tree.interactions import most_near
-from tests.reference.dense_operator import DenseOperator, exponential_kernel, gaussian_kernel
+from tests.reference.dense_operator import DenseOperator, dense, exponential_kernel, gaussian_kernel
 from tests.tree.test_neighbours import EntriesOperator
 
 N = 450  # no power of two
@@ -38,10 +38,6 @@ MATRICES = {
 def matrix_named(name):
     H = MATRICES[name]()
     return (H + H.T) / 2
-
-
-def dense(H):
-    return H @ np.eye(H.n_params)
 
 
 def fmm(operator, budget, rtol=1e-3, **options):

@@ -47,3 +47,8 @@ def exponential_kernel(n, scale=0.5, seed=0, dimension=2):
     """exp(−‖x−y‖/h): slowly decaying ranks, positive definite."""
     x = np.random.default_rng(seed).random((n, dimension))
     return np.exp(-np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1)) / scale)
+
+
+def dense(H):
+    """All columns of a compressed matrix, [N, N]. Collective."""
+    return H @ np.eye(H.n_params)
