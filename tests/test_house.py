@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hpcHess"
-ORDER = ["runtime", "parallel", "backend", "storage", "krylov", "networks", "curvature", "tree", "skeleton", "hierarchical"]
+ORDER = ["runtime", "parallel", "backend", "storage", "krylov", "networks", "curvature"]
+ORDER += ["compressed", "tree", "skeleton", "hierarchical", "blockwise", "lowrank", "factored", "kronecker", "formats"]
 HOMES = {
     "cupy": "backend",
     "petsc4py": "krylov",

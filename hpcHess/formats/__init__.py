@@ -1,0 +1,1 @@
+"""The registry of the formats, their sums, and the choice between them."""

@@ -1,0 +1,1 @@
+"""Global low rank: randomized, Nyström, Krylov–Schur."""
