@@ -32,7 +32,7 @@ class Samples:
     slopes  [Σ_{ℓ<L} d_ℓ, n]: s' of the hidden layers; layer ℓ's: `slope(ℓ)`
     p, rest [d, n]: probabilities and 1 − p (cross-entropy, else None)
     C       list over the layers: [d_ℓ, r, n], or None where the factor is not stored
-    M       list over the layers: [d_ℓ, r] of the shared factors, or None
+    M       list over the layers: [d_ℓ, r] of the shared factors, or None; `rank` is r
 
     Layers count from 0 in code. Collective; every host's ranks share the work.
     """
@@ -40,15 +40,16 @@ class Samples:
     def __init__(self, network, inputs, comm, dtype):
         self.loss, self.n, self.dtype = LOSSES[network.loss], len(inputs), np.dtype(dtype)
         self.widths, self.n_layers, self._held = network.widths, network.n_layers, []
+        self.has_bias = [b is not None for b in network.biases]
         self.row_starts = starts_of(np.array(self.widths[:-1]) + 1)
         self.neuron_starts = starts_of(self.widths[1:])
         self.M, self._root = self._shared_factors(network)
-        rank = self.widths[-1] if self._root is None else len(self._root)
+        self.rank = self.widths[-1] if self._root is None else len(self._root)
         self.X = self._allocate(comm, (int(self.row_starts[-1]), self.n))
         self.slopes = self._allocate(comm, (int(self.neuron_starts[-2]), self.n))
         self.p, self.rest = (None if self.loss.constant else self._allocate(comm, (self.widths[-1], self.n)) for _ in range(2))
         stored = self.n_layers - (2 if self.loss.constant else 1)
-        self.C = [self._allocate(comm, (width, rank, self.n)) if layer < stored else None for layer, width in enumerate(self.widths[1:])]
+        self.C = [self._allocate(comm, (width, self.rank, self.n)) if layer < stored else None for layer, width in enumerate(self.widths[1:])]
         self._fill(network, inputs)
 
     def _allocate(self, comm, shape):
@@ -79,6 +80,10 @@ class Samples:
     def inputs(self, layer):
         """x of a layer with the bias input last, [d_{ℓ−1} + 1, n]."""
         return self.X[self.row_starts[layer] : self.row_starts[layer + 1]]
+
+    def parameter_inputs(self, layer):
+        """x of a layer, with the bias input last where the layer has a bias, [d_{ℓ−1} or d_{ℓ−1} + 1, n]."""
+        return self.inputs(layer)[: self.widths[layer] + self.has_bias[layer]]
 
     def slope(self, layer):
         """s' of a hidden layer, [d_ℓ, n]."""
