@@ -18,7 +18,8 @@ from hpcHess import backend as backends
 from hpcHess.compress import SINGLE_PRECISION_RTOL
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.hierarchical.compress import compress
-from hpcHess.hierarchical.file import load, save
+from hpcHess.compressed.file import save
+from hpcHess.formats.file import load
 from hpcHess.hierarchical.elimination import InterpolativeElimination
 from hpcHess.krylov.solve import solve
 from hpcHess.networks.problem import load_problem

@@ -15,9 +15,9 @@ from benchmarks.ceilings import CeilingMeter
 from benchmarks.tables_cases import COVERED
 from benchmarks.timing import once, repeated
 from hpcHess.curvature.from_job import operator_of_matrix
-from hpcHess.hierarchical.damping import damping_of, parse_damping
-from hpcHess.hierarchical.file import load
-from hpcHess.hierarchical.iterative import preconditioning_factors, solve_iteratively
+from hpcHess.compressed.damping import damping_of, parse_damping
+from hpcHess.formats.file import load
+from hpcHess.compressed.iterative import preconditioning_factors, solve_iteratively
 from hpcHess.hierarchical.solvers import DIRECT, direct_solver
 from hpcHess.krylov.solve import column_norms
 from hpcHess.parallel.agree import on_root

@@ -14,17 +14,17 @@ __version__ = "0.1.0"
 _HOMES = {
     "BlackBox": "hpcHess.curvature.black_box",
     "DenseMatrix": "hpcHess.curvature.dense",
-    "FactorFilePC": "hpcHess.hierarchical.factor_pc",
+    "FactorFilePC": "hpcHess.formats.factor_pc",
     "GaussNewton": "hpcHess.curvature.gauss_newton",
     "HierarchicalMatrix": "hpcHess.hierarchical.matrix",
     "InputError": "hpcHess.runtime.errors",
     "Network": "hpcHess.networks.network",
-    "compress": "hpcHess.hierarchical.compress",
+    "compress": "hpcHess.formats.compress",
     "gallery": "hpcHess.gallery",
-    "load": "hpcHess.hierarchical.api",
+    "load": "hpcHess.formats.file",
     "petsc_mat": "hpcHess.krylov.shell",
     "petsc_operator": "hpcHess.krylov.shell",
-    "petsc_pc": "hpcHess.hierarchical.api",
+    "petsc_pc": "hpcHess.formats.factor_pc",
     "read_network": "hpcHess.networks.weights",
 }
 __all__ = sorted(_HOMES)

@@ -7,11 +7,10 @@ import types
 
 import numpy as np
 
+from hpcHess.compressed.damping import damping_of, parse_damping
+from hpcHess.compressed.file import save
 from hpcHess.curvature.from_job import operator_from_job
-from hpcHess.hierarchical.compress import compress
-from hpcHess.hierarchical.damping import damping_of, parse_damping
-from hpcHess.hierarchical.file import save
-from hpcHess.hierarchical.iterative import preconditioning_factors
+from hpcHess.formats.compress import compress
 from hpcHess.parallel.agree import on_root
 from hpcHess.runtime.errors import DONE, RTOL_NOT_MET, InputError
 from hpcHess.runtime.jobfile import load as load_job
@@ -51,7 +50,7 @@ def main(session, args):
     with session.phase("write"):
         save(matrix, args.output, job=job, network=origin.fitted, digests=origin.digests, factors=factors)
     report, error = matrix.report, matrix.report["error_estimate"]
-    if report["distance_predictions"]:
+    if report.get("distance_predictions"):
         predicted = ", ".join(f"{name} {value:.3g}" for name, value in sorted(report["distance_predictions"].items(), key=lambda item: item[1]))
         session.say(f"distance auto: {report['distance']} (predicted storage in % of N²: {predicted})")
     session.output(
@@ -79,7 +78,7 @@ def _factors(session, matrix, given):
     damping = damping_of(given, matrix)
     try:
         with session.phase("factors"):
-            return matrix.factorize(damping) if matrix.format == "hss" else preconditioning_factors(matrix, damping)
+            return matrix.factorize(damping) if matrix.direct else matrix.preconditioning_factors(damping)
     except InputError as error:
         session.warn(f"no factors are stored: {error}")
         return None

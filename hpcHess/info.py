@@ -3,9 +3,12 @@
 import argparse
 import json
 
+from hpcHess.formats.registry import FORMATS
 from hpcHess.runtime.errors import DONE
 from hpcHess.runtime.session import run_driver
 from hpcHess.storage.factor_file import FactorFile
+
+_ELSEWHERE = ("matrix_format", "report", "job", "job_directory", "provenance", "network", "format", "complete", "datasets")  # said otherwise
 
 
 def build_parser():
@@ -36,7 +39,7 @@ def summarize(file, verified):
         "format": given["matrix_format"],
         "complete": given["complete"],
         "checksums_verified": bool(verified),
-        **{key: given[key] for key in ("n_params", "n_alive", "depth", "leaf_size", "dtype", "format_version")},
+        **{key: value for key, value in given.items() if key not in _ELSEWHERE and "woodbury" not in key},
         **json.loads(given["report"], parse_constant=lambda _: None),  # NaN and Infinity are no JSON
         **_factors(given),
         "provenance": json.loads(given["provenance"]),
@@ -46,21 +49,19 @@ def summarize(file, verified):
 
 
 def describe(summary):
-    """The same as text: a line for every fact, and the table of the levels."""
+    """The same as text: a line for every fact, and what the format has to tell (`compressed.format.Format.describe`)."""
     dead = summary["n_params"] - summary["n_alive"]
     lines = [
-        f"{summary['path']}: {summary['format'].upper()} matrix, N = {summary['n_params']} ({dead} dead), depth {summary['depth']}, "
-        f"leaves ≤ {summary['leaf_size']}, {summary['dtype']}",
+        f"{summary['path']}: {summary['format'].upper()} matrix, N = {summary['n_params']} ({dead} dead), {summary['dtype']}",
         _storage(summary),
         _error(summary),
     ]
-    if summary["format"] == "fmm" and "n_neighbors" in summary:
-        lines.insert(1, f"near lists  of {summary['n_neighbors']} neighbours, at most {summary['budget']:g} of the leaves before symmetrization")
     for key, text in (("norm_frobenius", "‖H‖_F"), ("lambda_max", "λ_max"), ("error_spectral", "‖H̃ − H‖₂")):
         if summary.get(key) is not None:
             lines.append(f"{text + ' ≈':<12}{summary[key]:.4g}")
     lines += _solver(summary)
-    lines += ["", *_levels(summary.get("levels", [])), "", *_provenance(summary)]
+    chosen = FORMATS.get(summary["format"])
+    lines += [*(chosen.describe(summary) if chosen else ()), "", *_provenance(summary)]
     lines += [f"warning: {text}" for text in summary.get("warnings", [])]
     return "\n".join(lines)
 
@@ -78,19 +79,12 @@ def _factors(given):
 
 
 def _solver(summary):
-    damping, error, second = (summary.get(key) for key in ("woodbury_damping", "woodbury_backward_error", "preconditioner"))
-    if second is not None:
-        reached, nodes = second.get("error_estimate", {}).get("value"), second.get("saturated_nodes", 0)
-        reached = "unknown" if reached is None else f"{reached:.2g}"
-        yield (
-            f"solver      PETSc, preconditioned by an HSS matrix (error {reached} of ‖H‖_F) of {second['storage_entries']:,} further numbers, "
-            f"{summary['preconditioner_percent']:.4g} % of N²{f'; the ranks of {nodes} nodes were cut' if nodes else ''}"
-        )
+    """The stored direct factors."""
+    damping, error = summary["woodbury_damping"], summary["woodbury_backward_error"]
     if damping is None:
-        yield f"{'' if second else 'solver':<12}no factors stored"
+        yield "factors     none stored"
     else:
-        told = "" if error is None else f", backward error {error:.1e}"
-        yield f"{'' if second else 'solver':<12}{summary['woodbury_solver']} factors for damping {damping:g}{told}"
+        yield f"factors     {summary['woodbury_solver']} for damping {damping:g}{'' if error is None else f', backward error {error:.1e}'}"
 
 
 def _storage(summary):
@@ -108,16 +102,6 @@ def _error(summary):
         f"error       {value} of ‖H‖_F, {confidence:.0f} % interval {low} … {high} ({error['probes']} probes); "
         f"asked rtol = {summary['rtol']:g}: {'met' if summary['rtol_met'] else 'NOT MET'}"
     )
-
-
-def _levels(levels):
-    counted = all("near_blocks" in row and "far_blocks" in row for row in levels)
-    yield f"{'level':>5} {'nodes':>8} {'rank min':>9} {'mean':>9} {'max':>6} {'bytes':>16}" + (f" {'near':>9} {'far':>9}" if counted else "")
-    for row in levels:
-        yield (
-            f"{row['level']:>5} {row['nodes']:>8} {row['rank_min']:>9} {row['rank_mean']:>9.1f} {row['rank_max']:>6} {row['bytes']:>16,}"
-            + (f" {row['near_blocks']:>9,} {row['far_blocks']:>9,}" if counted else "")
-        )
 
 
 def _provenance(summary):

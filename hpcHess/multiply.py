@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 
 from hpcHess.curvature.from_job import files_of_matrix, operator_of_matrix
-from hpcHess.hierarchical.file import load
+from hpcHess.formats.file import load
 from hpcHess.runtime.errors import DONE
 from hpcHess.runtime.session import run_driver
 from hpcHess.storage.vectors import check_finite, check_output, read_rows, write_rows

@@ -4,10 +4,10 @@ import argparse
 
 import numpy as np
 
+from hpcHess.compressed.damping import damping_of, parse_damping, uncovered
+from hpcHess.compressed.iterative import RTOL, solve_iteratively
 from hpcHess.curvature.from_job import files_of_matrix, operator_of_matrix
-from hpcHess.hierarchical.damping import damping_of, parse_damping, uncovered
-from hpcHess.hierarchical.file import load
-from hpcHess.hierarchical.iterative import RTOL, preconditioning_factors, solve_iteratively
+from hpcHess.formats.file import load
 from hpcHess.krylov.solve import column_norms
 from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import DONE, NOT_CONVERGED, InputError
@@ -39,9 +39,9 @@ def main(session, args):
     with session.phase("read"):
         matrix = load(args.factors, comm, args.backend)
         check_output(args.output, comm, files=files_of_matrix(matrix))
-        direct = matrix.format == "hss" and not exact
+        direct = matrix.direct and not exact
         if args.rtol is not None and direct:
-            raise InputError("--rtol is the residual of PETSc's solves: it needs --refine exact, or an FMM matrix")
+            raise InputError("--rtol is the residual of PETSc's solves: it needs --refine exact, or a format without direct factors")
         B, flat = read_rows(args.rhs, comm, matrix.n_params)
         B = B.astype(np.float64, copy=False)
     damping = damping_of(args.damping, matrix)
@@ -68,10 +68,10 @@ def main(session, args):
 
 
 def _krylov(session, matrix, A, B, damping, rtol, solver):
-    """(X, factors, how, converged): (A + λI) X = B by PETSc, preconditioned by the factors of H̃ or of its coarser HSS matrix. Collective."""
+    """(X, factors, how, converged): (A + λI) X = B by PETSc, with what preconditions H̃ + λI. Collective."""
     comm, error = session.comm, matrix.report.get("error_spectral", 0.0)
     with session.phase("factors"):
-        factors = preconditioning_factors(matrix, damping, solver)
+        factors = matrix.preconditioning_factors(damping, solver)
     if A is matrix:
         tell(comm, uncovered(matrix, damping))
     elif factors is not None and factors.damping > damping:
@@ -87,10 +87,17 @@ def _krylov(session, matrix, A, B, damping, rtol, solver):
         )
     how = f"{found.iterations} iterations of {found.method.upper()}"
     if factors is not None:
-        error = factors.matrix.report.get("error_estimate", {}).get("value", np.nan)
-        coarse = "" if factors.matrix is matrix else f" of a coarser HSS matrix (error {error:.2g} of ‖H‖_F)"
-        how += f", preconditioned by {factors.solver}{coarse}, backward error {factors.backward_error:.1e}"
+        how += f", preconditioned by {_described(factors, matrix)}"
     return found.X_local, factors, how, found.converged
+
+
+def _described(factors, matrix):
+    """What the preconditioner is, for people."""
+    coarse = ""
+    if factors.matrix is not matrix:
+        error = factors.matrix.report.get("error_estimate", {}).get("value", np.nan)
+        coarse = f" of a coarser {factors.matrix.format.upper()} matrix (error {error:.2g} of ‖H‖_F)"
+    return f"{factors.solver}{coarse}, backward error {factors.backward_error:.1e}"
 
 
 def _exact_operator(session, matrix, required):

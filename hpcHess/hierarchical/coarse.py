@@ -6,7 +6,8 @@ the same Ω and Y = HΩ, R_α = Y_α − D_αα Ω_α, in one pass.
 
 import numpy as np
 
-from hpcHess.hierarchical.error import estimate_error, spectral_norm
+from hpcHess.compressed.certificate import spectral_norm
+from hpcHess.hierarchical.error import estimate_error
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.hierarchical.matrix import HierarchicalMatrix
 from hpcHess.hierarchical.storage_count import count_storage

@@ -4,7 +4,9 @@ import numpy as np
 
 from hpcHess import backend as backends
 from hpcHess.hierarchical.coarse import coarse_hss, missed
-from hpcHess.hierarchical.error import largest_eigenvalue, spectral_error
+from hpcHess.compressed.certificate import largest_eigenvalue
+from hpcHess.compressed.options import check_common, stored_dtype
+from hpcHess.hierarchical.error import spectral_error
 from hpcHess.hierarchical.search import Search, first_samples, prepared
 from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import InputError
@@ -14,13 +16,6 @@ from hpcHess.tree.auto import cheapest_tree
 from hpcHess.tree.build import build_tree
 from hpcHess.tree.interactions import most_near, near_by_votes, near_self
 from hpcHess.tree.neighbours import nearest_neighbours
-
-
-def stored_dtype(dtype, rtol):
-    """float64 or float32; `auto`: float64 where rtol < 1e-5."""
-    if dtype == "auto":
-        return np.dtype(np.float64 if rtol < 1e-5 else np.float32)
-    return np.dtype(dtype)
 
 
 def compress(
@@ -54,7 +49,8 @@ def compress(
     solver       form of the Woodbury factors that `factorize` makes: elimination, ulv, woodbury
     The allowed error is shared among the nodes by `hierarchical.tolerance`. Raises InputError for values out of range.
     """
-    _check(rtol, leaf_size, max_rank, seed, probes, dtype)
+    check_common(rtol, seed, probes, dtype)
+    _check(leaf_size, max_rank)
     budget = _checked_format(operator, format, budget, n_neighbors, sampling, solver)
     progress = Silent() if progress is None else progress
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
@@ -110,19 +106,11 @@ def _reached(best, error, search, coarse):
     return found
 
 
-def _check(rtol, leaf_size, max_rank, seed, probes, dtype):
-    if not (np.isfinite(rtol) and 0 < rtol < 1):
-        raise InputError(f"rtol must lie between 0 and 1, not {rtol}")
+def _check(leaf_size, max_rank):
     if leaf_size < 2:
         raise InputError(f"leaf_size must be at least 2, not {leaf_size}")
     if max_rank < 0:
         raise InputError(f"max_rank must be ≥ 0 (0: no bound), not {max_rank}")
-    if not 0 <= seed < 1 << 63:
-        raise InputError(f"seed must lie between 0 and 2^63 − 1, not {seed}")
-    if probes < 32:
-        raise InputError(f"probes must be at least 32, not {probes}")
-    if dtype not in ("auto", "float32", "float64"):
-        raise InputError(f"dtype must be auto, float32 or float64, not {dtype!r}")
 
 
 def _checked_format(operator, format, budget, n_neighbors, sampling, solver):

@@ -10,7 +10,8 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcHess.backend.blocks import Blocks
-from hpcHess.hierarchical.damping import check_damping
+from hpcHess.compressed.damping import check_damping
+from hpcHess.compressed.factors import PROBES, ROUNDS, DirectFactors
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.parallel.agree import agree
 from hpcHess.parallel.exchange import ranges
@@ -19,34 +20,26 @@ from hpcHess.runtime.errors import InputError
 from hpcHess.skeleton.levels import new_level, to_children, to_parents
 
 SOLVE_COLUMNS = 256  # right-hand sides in one sweep
-PROBES, ROUNDS = 2, 2  # of the backward error
 
 
-class Factors:
+class Factors(DirectFactors):
     """Factors of H̃ + λI, float64. `eliminations`: a level's steps (`backend`), by level 0 (root) … depth; `kept` int64 [2^level] by level,
     replicated.
 
-    log_abs, negative, zero   log|det(H̃ + λI)|, its numbers of negative and of zero eigenvalues
-    backward_error            ‖b − (H̃ + λI)x‖ / ‖b‖, the largest found for random b and for what was left of them. With S the
-                              inverse applied, this estimates ‖I − (H̃ + λI)S‖₂ from below; where that is < 1 the inertia is S's
+    signed: whether the steps keep X_RR⁻¹ = WσWᵀ apart, so that |X_RR|⁻¹ = WWᵀ can be applied. With S the inverse applied, the backward error
+    estimates ‖I − (H̃ + λI)S‖₂ from below; where that is < 1 the inertia is S's.
     All methods are collective.
     """
 
-    solver = None  # name of the form, in subclasses
-    signed = True  # whether the steps keep X_RR⁻¹ = WσWᵀ apart, so that |X_RR|⁻¹ = WWᵀ can be applied
-
     def __init__(self, matrix, damping, eliminations, kept, backward_error=None):
-        self.matrix, self.damping, self.eliminations, self.kept = matrix, damping, eliminations, kept
-        self.comm, self.backend = matrix.comm, matrix.backend
-        comm, depth = self.comm, matrix.tree.depth
+        self.eliminations, self.kept, self.backend = eliminations, kept, matrix.backend
+        comm, depth = matrix.comm, matrix.tree.depth
         self._root = new_level(comm, 0, depth, None)
         dead = matrix.n_params - matrix.n_alive
         log_abs = comm.allreduce(sum(float(e.log_abs.sum()) for e in eliminations))
         negative = comm.allreduce(sum(int(e.negative.sum()) for e in eliminations))
-        self.log_abs = log_abs + (dead * np.log(damping) if dead and damping > 0 else (-np.inf if dead else 0.0))
-        self.negative = negative
-        self.zero = dead if damping == 0 else 0
-        self.backward_error = self._measured() if backward_error is None else backward_error
+        log_abs += dead * np.log(damping) if dead and damping > 0 else (-np.inf if dead else 0.0)
+        super().__init__(matrix, damping, log_abs, negative, dead if damping == 0 else 0, backward_error)
 
     @classmethod
     def factorize(cls, matrix, damping):
@@ -116,6 +109,12 @@ class Factors:
             self._solve_dead(B, X)
         return X
 
+    def append(self, out, prefix=""):
+        """Its datasets into `out` (`hierarchical.factor_arrays`); the attributes. Not collective."""
+        from hpcHess.hierarchical.factor_arrays import append_factors
+
+        return append_factors(out, self, prefix)
+
     def _solve_dead(self, B, X):
         """Dead parameters contribute λ alone: x = b / λ."""
         lo, hi = self.matrix.tree_rows(self.matrix.parameter_starts)
@@ -161,38 +160,6 @@ class Factors:
             worst = max(worst, float(ratio.max()))
             B = remainder / np.where(squares[0] > 0, np.sqrt(squares[0]), 1)
         return worst
-
-    def slogdet(self):
-        """(sign, log|det(H̃ + λI)|)."""
-        return (0.0 if self.zero else (-1.0) ** self.negative), self.log_abs
-
-    def inertia(self):
-        """(positive, negative) eigenvalues of H̃ + λI."""
-        return self.matrix.n_params - self.zero - self.negative, self.negative
-
-    @property
-    def definite(self):
-        """Whether `solve_rows` is positive definite."""
-        return self.negative == 0 and self.zero == 0
-
-    def preconditioner(self):
-        """A positive definite one for H̃ + λI and what is near it: these factors, or, where they are indefinite, (L|D|Lᵀ)⁻¹ (Gill,
-        Murray, Ponceleón & Saunders, SIMAX 1992), for MINRES. Factors that keep no signs stay as they are (`definite` tells).
-        """
-        return self if self.definite or not self.signed else Absolute(self)
-
-
-class Absolute:
-    """(L|D|Lᵀ)⁻¹ of indefinite factors L D Lᵀ: a positive definite preconditioner, `solve_rows` as of `Factors`."""
-
-    definite = True
-
-    def __init__(self, factors):
-        self.comm, self._factors = factors.comm, factors
-
-    def solve_rows(self, B):
-        """(L|D|Lᵀ)⁻¹B in parameter rows, float64 [n_local, k]. Collective."""
-        return self._factors.solve_rows(B, absolute=True)
 
 
 def _check_regular(matrix, damping, eliminations, singular):

@@ -1,45 +1,20 @@
-"""Between a compressed matrix and its factor file (docs/FORMAT.md): every rank writes and reads its own nodes."""
+"""Between a nested-basis matrix and its datasets in a factor file (docs/FORMAT.md): every rank writes and reads its own nodes."""
 
 import json
 
 import numpy as np
 
-from hpcHess import backend as backends
 from hpcHess.backend.blocks import Blocks
+from hpcHess.compressed.file import PRECONDITIONER
 from hpcHess.hierarchical.coarse import diagonal_blocks
-from hpcHess.hierarchical.factor_arrays import append_factors, factors_arguments
+from hpcHess.hierarchical.factor_arrays import factors_arguments
 from hpcHess.hierarchical.matrix import HierarchicalMatrix
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.ownership import node_starts, starts_of
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.provenance import provenance
 from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums
-from hpcHess.storage.factor_file import FactorFile, write
-from hpcHess.storage.hdf5 import hdf5_versions
 from hpcHess.tree.interactions import far_pairs
 from hpcHess.tree.tree import Tree
-
-PRECONDITIONER = "preconditioner/"  # where a second, coarser HSS matrix of the same tree lies
-
-
-class _Pieces:
-    """Collects this rank's pieces of the datasets; datasets run over all nodes or pairs, level by level."""
-
-    def __init__(self, comm):
-        self.comm, self.pieces, self.totals = comm, {}, {}
-
-    def whole(self, name, array):
-        """A replicated array, written by rank 0."""
-        self.totals[name] = len(array), array.dtype
-        self.pieces[name] = [(0, array)] if self.comm.rank == 0 else []
-
-    def append(self, name, counts, first, last, data, dtype=None):
-        """The next part of a dataset: items of `counts` numbers each, of which this rank holds first … last − 1 in `data`."""
-        starts = starts_of(counts)
-        done, dtype = self.totals.get(name, (0, np.dtype(dtype or data.dtype)))
-        self.pieces.setdefault(name, []).append((done + int(starts[first]), data))
-        self.totals[name] = done + int(starts[-1]), dtype
-        assert len(data) == starts[last] - starts[first]
 
 
 def _packed(near, data):
@@ -56,16 +31,9 @@ def _packed_counts(pairs, sizes):
     return np.where(pairs[:, 0] == pairs[:, 1], m * (m + 1) // 2, m * n)
 
 
-def save(matrix, path, job=None, network=None, digests=None, factors=None):
-    """Write `matrix` to `path`, atomically. Collective.
-
-    job      `runtime.jobfile.Job` that made it (its text and directory are stored)
-    network  a fitted `Network`, stored because no file holds it
-    digests  {"network_hash": …, "data_hash": …}
-    factors  direct factors (`hierarchical.factors`) of the matrix, or of its preconditioner, to be stored with it
-    """
-    comm, tree = matrix.comm, matrix.tree
-    out = _Pieces(comm)
+def append(matrix, out):
+    """The datasets of `matrix` into `out` (`compressed.file.Pieces`); its root attributes. Not collective."""
+    tree = matrix.tree
     out.whole("tree/permutation", tree.permutation)
     out.whole("tree/leaf_starts", tree.leaf_starts)
     _append_levels(out, matrix)
@@ -74,16 +42,7 @@ def save(matrix, path, job=None, network=None, digests=None, factors=None):
     out.append("near/values", _packed_counts(near.pairs, tree.leaf_sizes), near.first, near.last, _packed(near, values))
     if matrix.preconditioner is not None:
         _append_levels(out, matrix.preconditioner, PRECONDITIONER)
-    attributes = _attributes(matrix, job, digests)
-    if network is not None:
-        arrays = network.to_arrays()
-        shapes = {name: list(array.shape) for name, array in arrays.items()}
-        attributes["network"] = json.dumps({"activation": network.activation, "loss": network.loss, "shapes": shapes})
-        for name, array in arrays.items():
-            out.whole(f"network/{name}", np.ascontiguousarray(array, np.float64).ravel())
-    if factors is not None:
-        attributes |= append_factors(out, factors, "" if factors.matrix is matrix else PRECONDITIONER)
-    write(path, comm, attributes, out.pieces, out.totals)
+    return {"depth": int(tree.depth), "leaf_size": int(matrix.report.get("leaf_size", tree.leaf_sizes.max(initial=0)))}
 
 
 def _append_levels(out, matrix, prefix=""):
@@ -102,63 +61,34 @@ def _append_levels(out, matrix, prefix=""):
     out.whole(f"{prefix}far/pairs", np.concatenate([np.zeros((0, 3), np.int64), *numbered]).astype(np.int64).ravel())
 
 
-def _attributes(matrix, job, digests):
-    report = dict(matrix.report)
-    origin = provenance(matrix.comm)
-    origin["versions"] |= hdf5_versions()
-    origin |= {"timings": report.pop("timings", {}), "seed": report.get("seed")} | (digests or {})
-    return {
-        "matrix_format": matrix.format,
-        "n_params": int(matrix.n_params),
-        "n_alive": int(matrix.n_alive),
-        "depth": int(matrix.tree.depth),
-        "leaf_size": int(report.get("leaf_size", matrix.tree.leaf_sizes.max(initial=0))),
-        "dtype": matrix.dtype.name,
-        "report": json.dumps(report, sort_keys=True),
-        "job": "" if job is None else job.text,
-        "job_directory": "" if job is None else str(job.directory),
-        "provenance": json.dumps(origin),
-    }
+def read(file, backend):
+    """The matrix in an open factor file, on any number of ranks, with its preconditioner; stored direct factors are installed. Collective.
 
-
-def load(path, comm, backend="auto", verify=True):
-    """The matrix in a factor file, on any number of ranks; `.report`, `.provenance`, `.job_text`, `.job_directory`, `.network`
-
-    (a dict of arrays with activation and loss where the job fitted the network, else None); stored factors are
-    installed. Collective. Raises InputError for anything but a complete, intact factor file of a known version.
+    InputError for what this version does not read.
     """
-    kernels = backends.get(backend)
-    with FactorFile(path, comm, verify=verify) as file:
-        with together(comm):
-            matrix = _read(file, comm, kernels)
-            found = [(each, factors_arguments(file, each, prefix)) for each, prefix in ((matrix, ""), (matrix.preconditioner, PRECONDITIONER))]
-        for each, arguments in found:
-            if arguments is not None:
-                form, *rest = arguments
-                each.install(form(each, *rest))
+    with together(file.comm):
+        matrix = _read(file, file.comm, backend)
+        found = [(each, factors_arguments(file, each, prefix)) for each, prefix in ((matrix, ""), (matrix.preconditioner, PRECONDITIONER))]
+    for each, arguments in found:
+        if arguments is not None:
+            form, *rest = arguments
+            each.install(form(each, *rest))
     return matrix
 
 
 def _read(file, comm, backend):
     given = file.attributes
-    if given["matrix_format"] not in ("hss", "fmm"):
-        raise InputError(f"{file.path} holds the format {given['matrix_format']!r}, which this version does not read")
     depth, dtype = int(given["depth"]), np.dtype(given["dtype"])
     tree = Tree(depth, file.read_all("tree/permutation"), file.read_all("tree/leaf_starts"))
     near = PairBlocks(comm, file.read_all("near/pairs").reshape(-1, 2), node_starts(depth, depth, comm.size), tree.leaf_sizes)
     near.set(backend.asarray(_read_near(file, near, tree.leaf_sizes), dtype))
     levels = _read_levels(file, backend, tree, near, dtype)
     matrix = HierarchicalMatrix(comm, backend, int(given["n_params"]), tree, near, levels, json.loads(given["report"]))
-    matrix.provenance, matrix.job_text, matrix.job_directory = json.loads(given["provenance"]), given["job"], given["job_directory"]
     if f"{PRECONDITIONER}nodes/rank" in file.names:
         diagonal = diagonal_blocks(backend, near, tree)
         levels = _read_levels(file, backend, tree, diagonal, dtype, PRECONDITIONER)
         report = matrix.report.get("preconditioner", {})
         matrix.preconditioner = HierarchicalMatrix(comm, backend, matrix.n_params, tree, diagonal, levels, report)
-    if "network" in given:
-        matrix.network = json.loads(given["network"])
-        shapes = matrix.network.pop("shapes")
-        matrix.network["arrays"] = {name: file.read_all(f"network/{name}").reshape(shape) for name, shape in shapes.items()}
     return matrix
 
 

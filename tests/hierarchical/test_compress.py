@@ -5,7 +5,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcHess.hierarchical.compress import compress
-from hpcHess.hierarchical.error import frobenius_interval
+from hpcHess.compressed.certificate import frobenius_interval
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.hierarchical.norms import norm_frobenius
 from hpcHess.parallel import memory

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpcHess.hierarchical.compress import compress
-from hpcHess.hierarchical.damping import damping_of, parse_damping
+from hpcHess.compressed.damping import damping_of, parse_damping
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from tests.reference.dense_operator import DenseOperator, exponential_kernel, gaussian_kernel
 

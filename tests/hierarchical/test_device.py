@@ -4,7 +4,7 @@ import numpy as np
 
 from hpcHess import backend as backends
 from hpcHess.hierarchical.compress import compress
-from hpcHess.hierarchical.file import load
+from hpcHess.formats.file import load
 from tests.backend.device_arrays import DeviceBackend
 from tests.reference.dense_operator import DenseOperator, exponential_kernel
 

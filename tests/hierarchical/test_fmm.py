@@ -5,7 +5,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcHess.hierarchical.compress import compress
-from hpcHess.hierarchical.file import load
+from hpcHess.formats.file import load
 from hpcHess.hierarchical.norms import norm_frobenius
 from hpcHess.info import describe, summarize
 from hpcHess.storage.factor_file import FactorFile

@@ -11,8 +11,8 @@ pytest.importorskip("petsc4py")
 
 from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.factors import Factors
-from hpcHess.hierarchical.file import load
-from hpcHess.hierarchical.iterative import preconditioning_factors, solve_iteratively
+from hpcHess.formats.file import load
+from hpcHess.compressed.iterative import preconditioning_factors, solve_iteratively
 from hpcHess.krylov.solve import solve
 from hpcHess.runtime.errors import InputError
 from tests.hierarchical.test_damping import said

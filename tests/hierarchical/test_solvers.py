@@ -12,7 +12,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcHess.hierarchical.compress import compress
-from hpcHess.hierarchical.file import load
+from hpcHess.formats.file import load
 from hpcHess.runtime.errors import InputError
 from tests.hierarchical.test_damping import N, definite, indefinite, said, singular
 from tests.reference.dense_operator import DenseOperator, exponential_kernel

@@ -96,7 +96,7 @@ def test_what_is_used(comm):
 
 def test_black_boxes_with_zero_rows_and_solves(comm, shared_tmp):
     """An ordinary HSS matrix: files and Woodbury solves work; rows that are zero stay zero."""
-    from hpcHess.hierarchical.file import load
+    from hpcHess.formats.file import load
 
     A = matrix_named("kernel")
     A[::9], A[:, ::9] = 0, 0

@@ -6,7 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcHess.hierarchical.file import load, save
+from hpcHess.compressed.file import save
+from hpcHess.formats.file import load
 from hpcHess.runtime.errors import InputError
 from tests.reference.hss import ReferenceHSS, write_reference
 

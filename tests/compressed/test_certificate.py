@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpcHess.hierarchical.error import spectral_norm
+from hpcHess.compressed.certificate import spectral_norm
 from hpcHess.parallel.ownership import row_starts
 
 N = 90

@@ -1,14 +1,13 @@
-"""Solves with H̃ + λI where there are no direct factors (FMM), and with H + λI, by PETSc's KSP with direct factors as preconditioner.
+"""Solves with H̃ + λI where there are no direct factors, and with H + λI, by PETSc's KSP with approximate inverses as preconditioners.
 
 CG where all is definite; MINRES (Paige & Saunders, SINUM 1975) where the system is not, with the factors' absolute value as preconditioner
-(`Factors.preconditioner`).
+(`compressed.factors.DirectFactors.preconditioner`).
 """
 
 import numpy as np
 
-from hpcHess.hierarchical.damping import check_damping, digits_lost, uncovered
-from hpcHess.hierarchical.error import smallest_eigenvalue
-from hpcHess.hierarchical.solvers import direct_solver
+from hpcHess.compressed.damping import check_damping, digits_lost, uncovered
+from hpcHess.compressed.certificate import smallest_eigenvalue
 from hpcHess.krylov.solve import solve
 from hpcHess.parallel.agree import tell
 
@@ -16,7 +15,7 @@ RTOL = 1e-10  # of solves with H̃ + λI
 
 
 def safe_shift(matrix, damping):
-    """μ = max(λ, 2 ‖H̃ − H‖₂) of an HSS matrix: H̃ + μI is definite wherever H is semidefinite, and preconditions H + λI better than the
+    """μ = max(λ, 2 ‖H̃ − H‖₂): H̃ + μI is definite wherever H is semidefinite, and preconditions H + λI better than the
     meaningless inverse at a λ below the error. Of the coarser matrix of an FMM one the distance is that to the FMM matrix, which is what
     it preconditions first: max(λ, 2 ‖H̃_coarse − H̃‖₂).
     """
@@ -24,12 +23,12 @@ def safe_shift(matrix, damping):
 
 
 def preconditioning_factors(matrix, damping, solver=None):
-    """Direct factors that precondition H̃ + λI and H + λI: of H̃ where it is HSS, else of its coarser HSS matrix (None without one).
+    """Direct factors that precondition H̃ + λI and H + λI: of H̃ where it has any, else of its `preconditioner` (None without one).
 
     Those of `safe_shift`, or, where these are indefinite, as H then is, of λ. What is made or was stored before is used again.
     HpcHessWarning where they have lost digits. Collective.
     """
-    direct, solver = matrix if matrix.format == "hss" else matrix.preconditioner, solver or matrix.solver
+    direct, solver = matrix if matrix.direct else matrix.preconditioner, solver or matrix.solver
     check_damping(damping)
     if direct is None:
         return None
@@ -55,7 +54,7 @@ def solve_iteratively(operator, matrix, B, damping, solver=None, rtol=RTOL, fact
 
     factors: those of `preconditioning_factors` where they are at hand; keywords: as of `krylov.solve.solve`. Collective.
     """
-    factors = factors or preconditioning_factors(matrix, damping, solver)
+    factors = factors or matrix.preconditioning_factors(damping, solver)
     if factors is None:
         return solve(operator, B, damping, rtol=rtol, **keywords)
     return solve(operator, B, damping, preconditioner=factors.preconditioner(), rtol=rtol, definite=factors.definite, **keywords)
@@ -66,7 +65,7 @@ def solve_rows(matrix, B, damping, solver=None, rtol=RTOL):
 
     HpcHessWarning where λ is below the compression error, or the residual asked for was not reached.
     """
-    direct_solver(solver or matrix.solver)
+    check_damping(damping)
     tell(matrix.comm, uncovered(matrix, damping))
     found = solve_iteratively(matrix, matrix, np.asarray(B, np.float64), damping, solver, rtol)
     if not found.converged:

@@ -1,15 +1,28 @@
-"""A factor file as a preconditioner of any PETSc program, by options alone.
+"""Compressed matrices as preconditioners of any PETSc program; of a factor file by options alone:
 
     -pc_type python -pc_python_type hpcHess.FactorFilePC -pc_hpchess_file F.h5 -pc_hpchess_damping 0.01*lmax [-pc_hpchess_solver ulv]
 """
 
 from argparse import ArgumentTypeError
 
-from hpcHess.hierarchical.damping import damping_of, parse_damping
-from hpcHess.hierarchical.file import load
-from hpcHess.hierarchical.iterative import preconditioning_factors
+from hpcHess.compressed.damping import damping_of, parse_damping
+from hpcHess.formats.file import load
 from hpcHess.krylov.preconditioner import ApproximateInverse, mpi_comm, own_rows, pc_options
+from hpcHess.krylov.preconditioner import petsc_pc as pc_of_inverse
 from hpcHess.runtime.errors import InputError
+
+
+def petsc_pc(H, damping, columns=1, solver=None):
+    """A PETSc PC of type python that applies an approximate (H̃ + λI)⁻¹. Collective; needs petsc4py (`krylov.preconditioner`).
+
+    By direct factors (`solver`: elimination, ulv, woodbury) with the signs dropped where H̃ + λI is indefinite; where a format has none, by
+    what preconditions its solves. Give it to a KSP before the operator: `ksp.setPC(pc)`, then `ksp.setOperators(hh.petsc_mat(op, shift=λ))`.
+    InputError where there is none.
+    """
+    factors = H.factorize(damping, solver) if H.direct else H.preconditioning_factors(damping, solver)
+    if factors is None:
+        raise InputError(f"a matrix of the format {H.format} has no preconditioner")
+    return pc_of_inverse(factors.preconditioner(), columns)
 
 
 class FactorFilePC(ApproximateInverse):
@@ -17,7 +30,7 @@ class FactorFilePC(ApproximateInverse):
 
     Options, behind the PC's prefix: `pc_hpchess_file`, `pc_hpchess_damping` (a number, or like 0.01*lmax), `pc_hpchess_solver`
     (default: that of the file's job). The program's Mat is H + λI in parameter order, with PETSc's default rows. An FMM file gives its
-    coarser HSS matrix; a λ below the compression error is raised to a safe one (`hierarchical.iterative`). Stored factors of
+    coarser HSS matrix; a λ below the compression error is raised to a safe one (`compressed.iterative`). Stored factors of
     that λ and solver are used. Factors are made once; PETSc shows InputErrors as its own, with their line.
     """
 
@@ -41,11 +54,11 @@ class FactorFilePC(ApproximateInverse):
         matrix = load(path, mpi_comm(pc))
         if any(matrix.comm.allgather(own_rows(pc) != matrix.tree_rows(matrix.parameter_starts))):
             raise InputError(f"the matrix of this PC has not the {matrix.n_params} parameter rows of {path} in PETSc's default layout")
-        factors = preconditioning_factors(matrix, damping_of(damping, matrix), solver)
+        factors = matrix.preconditioning_factors(damping_of(damping, matrix), solver)
         if factors is None:
-            raise InputError(f"{path} holds an FMM matrix without a preconditioner: compress again")
+            raise InputError(f"{path} holds a matrix of the format {matrix.format} without a preconditioner")
         self._S, self._made = factors.preconditioner(), given
-        self._told = f"{factors.solver} factors of {path} for damping {factors.damping:g}"
+        self._told = f"{factors.solver} of {path} for damping {factors.damping:g}"
 
     def view(self, _pc, viewer):
         """One line for -ksp_view."""

@@ -1,0 +1,25 @@
+"""Options that all formats take."""
+
+import numpy as np
+
+from hpcHess.runtime.errors import InputError
+from hpcHess.runtime.jobfile import MIN_PROBES
+
+
+def stored_dtype(dtype, rtol):
+    """float64 or float32; `auto`: float64 where rtol < 1e-5."""
+    if dtype == "auto":
+        return np.dtype(np.float64 if rtol < 1e-5 else np.float32)
+    return np.dtype(dtype)
+
+
+def check_common(rtol, seed, probes, dtype):
+    """InputError for a value out of range."""
+    if not (np.isfinite(rtol) and 0 < rtol < 1):
+        raise InputError(f"rtol must lie between 0 and 1, not {rtol}")
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"seed must lie between 0 and 2^63 − 1, not {seed}")
+    if probes < MIN_PROBES:
+        raise InputError(f"probes must be at least {MIN_PROBES}, not {probes}")
+    if dtype not in ("auto", "float32", "float64"):
+        raise InputError(f"dtype must be auto, float32 or float64, not {dtype!r}")

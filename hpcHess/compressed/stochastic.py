@@ -1,0 +1,132 @@
+r"""Traces of functions of H̃ + λI by stochastic Lanczos quadrature, with intervals.
+
+tr f(A) = E zᵀf(A)z for random signs z; Lanczos from z gives Gauss quadrature of zᵀf(A)z = ‖z‖² Σ_k τ_k² f(θ_k), θ_k the Ritz values, τ_k the
+first components of their vectors (Golub & Meurant 2010, §6; Ubaru, Chen & Saad, SIMAX 2017). Random signs make what is diagonal exact.
+"""
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal, solve_banded
+from scipy.special import stdtrit
+
+from hpcHess.compressed.damping import check_damping
+from hpcHess.parallel.random import gaussian_rows
+from hpcHess.runtime.errors import InputError
+
+PROBES, STEPS = 16, 80
+CONFIDENCE = 0.95
+_COLUMNS_BYTES = 1 << 30  # of the Lanczos vectors of a group of probes on a rank
+
+
+class LogDet(tuple):
+    """(sign, log|det|), a pair; `low` … `high` a 95 % interval of log|det|, both the value itself where it is exact.
+
+    sign is NaN where only an indefinite estimate is known.
+    """
+
+    def __new__(cls, sign, log_abs, low=None, high=None):
+        made = super().__new__(cls, (sign, log_abs))
+        made.low, made.high = (log_abs if each is None else each for each in (low, high))
+        return made
+
+
+def logdet(matrix, damping, probes=PROBES, steps=STEPS, seed=0):
+    """`LogDet` of H̃ + λI = N log λ + tr log|I + H̃/λ|, for λ > 0, from products with `probes` vectors, `steps` times. Collective.
+
+    The interval holds the spread of the probes (Student's t, 95 %) and what the quadrature may be off: Gauss's rule is an upper and the
+    Gauss–Radau rule with a node at λ a lower bound for a semidefinite H̃; for others, twice the difference to half the steps.
+    InputError for λ = 0: the logarithm has a pole there.
+    """
+    check_damping(damping)
+    if damping == 0:
+        raise InputError("the log-determinant of a matrix without direct factors needs a damping > 0")
+    rules = trace_of_function(matrix, lambda t: np.log(np.abs(1 + t / damping)), probes, steps, seed)
+    base, definite = matrix.n_params * np.log(damping), rules.smallest > -damping
+    if not definite:
+        return LogDet(np.nan, base + rules.value, base + rules.low, base + rules.high)
+    return LogDet(1.0, base + rules.value, base + rules.low, base + rules.high)
+
+
+class Trace(float):
+    """An estimate of tr f(H̃): the `value` with its interval `low` … `high`; `smallest` the smallest Ritz value of H̃ seen."""
+
+    def __new__(cls, value, low, high, smallest):
+        made = super().__new__(cls, value)
+        made.value, made.low, made.high, made.smallest = float(value), float(low), float(high), float(smallest)
+        return made
+
+
+def trace_of_function(matrix, function, probes=PROBES, steps=STEPS, seed=0):
+    """tr f(H̃) as a `Trace`, f of the eigenvalues (an array in, an array out), e.g. lambda t: t / (t + λ). Collective.
+
+    Quadrature bounds assume what `logdet` says: exact for functions whose even derivatives are negative on t ≥ 0; for others the
+    difference of the two rules is an indication.
+    """
+    if probes < 2 or steps < 2:
+        raise InputError(f"stochastic Lanczos quadrature needs at least 2 probes and 2 steps, not {probes} and {steps}")
+    n_local = int(np.diff(matrix.parameter_starts).max())
+    group = max(1, min(probes, _COLUMNS_BYTES // (8 * max(1, n_local) * (steps + 2))))
+    found, smallest = [], np.inf
+    for first in range(0, probes, group):
+        Z = np.sign(gaussian_rows(seed, "trace", matrix.mine.start, matrix.mine.stop, range(first, min(probes, first + group)), np.float64))
+        Z[Z == 0] = 1
+        for alpha, beta in _lanczos(matrix, Z, steps):
+            theta = eigh_tridiagonal(alpha, beta[:-1], eigvals_only=True)
+            smallest = min(smallest, float(theta[0]))
+            found.append(_rules(alpha, beta, function, smallest))
+    gauss, other = matrix.n_params * np.array(found).T
+    middle = (gauss + other) / 2
+    spread = stdtrit(len(middle) - 1, 0.5 + CONFIDENCE / 2) * middle.std(ddof=1) / np.sqrt(len(middle))
+    off = float(np.abs(gauss - other).mean()) / 2
+    value = float(middle.mean())
+    return Trace(value, value - spread - off, value + spread + off, smallest)
+
+
+def _rules(alpha, beta, function, smallest):
+    """(Gauss, Gauss–Radau with a node at 0) of the normalized measure; for an indefinite H̃ (Gauss, the rule of half the steps)."""
+    gauss = _quadrature(alpha, beta[:-1], function)
+    m = len(alpha)
+    if m == 1 or beta[-1] == 0:  # the Krylov space is exhausted: exact
+        return gauss, gauss
+    if smallest < 0:
+        half = (m + 1) // 2
+        return gauss, _quadrature(alpha[:half], beta[: half - 1], function)
+    # Golub 1973: the m + 1 nodes of T extended by β_m and α = δ_m, (T − 0 I) δ = β_m² e_m
+    bands = np.zeros((3, m))
+    bands[0, 1:], bands[1], bands[2, :-1] = beta[:-1], alpha, beta[:-1]
+    try:
+        last = solve_banded((1, 1), bands, np.append(np.zeros(m - 1), beta[-1] ** 2))[-1]
+    except np.linalg.LinAlgError:
+        return gauss, gauss
+    return gauss, _quadrature(np.append(alpha, last), beta, function)
+
+
+def _quadrature(alpha, beta, function):
+    theta, vectors = eigh_tridiagonal(alpha, beta)
+    return float(np.square(vectors[0]) @ function(theta))
+
+
+def _lanczos(matrix, Z, steps):
+    """[(α [m], β [m]), …] of every column of Z [n_local, k], m ≤ steps; β[-1] is 0 where the Krylov space is exhausted. Collective.
+
+    All columns go together; every one is orthogonalized twice against all of its former vectors.
+    """
+    comm, k = matrix.comm, Z.shape[1]
+    norms = np.sqrt(comm.allreduce(np.einsum("ij,ij->j", Z, Z)))
+    Q = [Z / norms]
+    alpha, beta = np.zeros((steps, k)), np.zeros((steps, k))
+    for step in range(steps):
+        W = np.asarray(matrix.matmat_rows(Q[-1]), np.float64)
+        scale = np.sqrt(comm.allreduce(np.einsum("ij,ij->j", W, W)))
+        for sweep in range(2):
+            projections = comm.allreduce(np.array([np.einsum("ij,ij->j", each, W) for each in Q]))
+            if not sweep:
+                alpha[step] = projections[-1]
+            for each, row in zip(Q, projections, strict=True):
+                W -= each * row
+        beta[step] = np.sqrt(comm.allreduce(np.einsum("ij,ij->j", W, W)))
+        beta[step][beta[step] <= 1e-12 * np.maximum(scale, np.abs(alpha[: step + 1]).max(axis=0))] = 0
+        Q.append(np.divide(W, beta[step], out=np.zeros_like(W), where=beta[step] > 0))
+        if not beta[step].any():
+            break
+    ends = [int(np.argmax(column[: step + 1] == 0)) + 1 if (column[: step + 1] == 0).any() else step + 1 for column in beta.T]
+    return [(alpha[:end, j], beta[:end, j]) for j, end in enumerate(ends)]

@@ -1,0 +1,13 @@
+"""All formats by name: the one place where a format is registered."""
+
+from hpcHess.hierarchical.format import FMM, HSS
+from hpcHess.runtime.errors import InputError
+
+FORMATS = {each.name: each for each in (HSS, FMM)}
+
+
+def format_of(name):
+    """The `Format` of that name. InputError for another."""
+    if name not in FORMATS:
+        raise InputError(f"format must be {' or '.join(FORMATS)}, not {name!r}")
+    return FORMATS[name]
