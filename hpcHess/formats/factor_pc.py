@@ -58,7 +58,7 @@ class FactorFilePC(ApproximateInverse):
         if factors is None:
             raise InputError(f"{path} holds a matrix of the format {matrix.format} without a preconditioner")
         self._S, self._made = factors.preconditioner(), given
-        self._told = f"{factors.solver} of {path} for damping {factors.damping:g}"
+        self._told = f"{factors.solver} factors of {path} for damping {factors.damping:g}"
 
     def view(self, _pc, viewer):
         """One line for -ksp_view."""
