@@ -241,3 +241,10 @@ def _packed(row, diagonal):
         part[0] = diagonal[a]
         at += width - a
     return packed
+
+
+def kernel_features(samples, layer, layer2, chosen, dtype=np.float64):
+    """[f, m]: columns whose inner products are ⟨κ_i^{ℓℓ'}, κ_j^{ℓℓ'}⟩, ℓ ≤ ℓ', for an index array of samples: κ_i row by row, the upper triangle
+    with √2 off the diagonal for ℓ = ℓ', or the fewer numbers of the closed forms above.
+    """
+    return _Made(samples, chosen, np.dtype(dtype)).features(layer, layer2)
