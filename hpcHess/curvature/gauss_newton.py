@@ -23,9 +23,9 @@ _SAMPLES = 4096  # of one step of the diagonal
 
 
 class GaussNewton:
-    r"""The Gauss–Newton matrix (for cross-entropy: the Fisher matrix), mean over the samples:
+    r"""The Gauss–Newton matrix (for cross-entropy: the Fisher matrix), mean over the samples (w_i = 1/n) or with weights:
 
-    .. math:: H = \frac1n \sum_{i=1}^n J_i^T Q_i J_i \in R^{N \times N}, \quad J_i = \partial z_i / \partial\theta \in R^{d \times N},
+    .. math:: H = \sum_{i=1}^n w_i J_i^T Q_i J_i \in R^{N \times N}, \quad J_i = \partial z_i / \partial\theta \in R^{d \times N},
               \quad Q_i = \partial^2 f / \partial z_i^2
 
     with Q = diag(p) − ppᵀ for cross-entropy on logits and Q = 2 I for ‖z − y‖² (summed over outputs). Symmetric positive
@@ -34,24 +34,47 @@ class GaussNewton:
     network   `networks.network.Network`
     inputs    [n, d_0], whole on every rank (read-only shared memory is fine)
     targets   H does not depend on them; when given they are checked
+    weights   w [n], ≥ 0, whole on every rank; None: 1/n
     dtype     of products and entries, float64 or float32
     backend   name or object of the arrays that products use
 
     Making it is collective over `comm`; what the network does with the samples lies once per host (`Samples`), samples are split
-    over the ranks for products. Raises InputError for inputs or targets that do not fit (`networks.problem.checked_data`).
+    over the ranks for products. Raises InputError for inputs or targets that do not fit (`networks.problem.checked_data`), for weights
+    that are negative, not finite, all zero or not n.
+
+    `quadrature`, `full`: of an operator made by `reduced` how its samples were chosen (`curvature.quadrature.Quadrature`) and the operator
+    on all of them; else None and the operator itself.
     """
 
-    def __init__(self, network, inputs, targets=None, comm=MPI.COMM_WORLD, dtype=np.float64, backend="auto"):
-        self.comm, self.network = comm, network
+    def __init__(self, network, inputs, targets=None, weights=None, comm=MPI.COMM_WORLD, dtype=np.float64, backend="auto"):
         with together(comm):
-            self.dtype = checked_dtype(dtype)
+            dtype = checked_dtype(dtype)
             inputs = _checked_inputs(network, inputs, targets)
+            weights = None if weights is None else _checked_weights(weights, len(inputs))
             arrays = backends.get(backend) if isinstance(backend, str) else backend
-        self.n_params, self.n_samples, self.n_outputs = network.n_params, len(inputs), network.n_outputs
+        self._make(network, Samples(network, inputs, comm, dtype, weights), comm, arrays)
+        self.quadrature, self._full = None, None
+
+    @property
+    def full(self):
+        """The operator on all samples."""
+        return self if self._full is None else self._full
+
+    def reduced(self, quadrature):
+        """The operator of a `Quadrature`'s samples and weights, Σ_k w_k H_{i_k} ≈ H, which lives beside this one, its `full`. Collective."""
+        result = object.__new__(type(self))
+        samples = self.samples.chosen(quadrature.samples, quadrature.weights, self.comm)
+        result._make(self.network, samples, self.comm, self._products.backend)
+        result.quadrature, result._full = quadrature, self
+        return result
+
+    def _make(self, network, samples, comm, arrays):
+        """All but the checks. Collective."""
+        self.comm, self.network, self.samples, self.dtype = comm, network, samples, samples.dtype
+        self.n_params, self.n_samples, self.n_outputs = network.n_params, samples.n, network.n_outputs
         bounds = row_starts(self.n_samples, comm.size)
         self.mine = slice(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
         self.parameter_starts = row_starts(self.n_params, comm.size)
-        self.samples = Samples(network, inputs, comm, self.dtype)
         with together(comm):
             if not self.samples.finite(self.mine):
                 raise InputError(f"the network overflows on these inputs in {self.dtype}: scale the inputs or the weights")
@@ -87,7 +110,7 @@ class GaussNewton:
         return result
 
     def diagonal(self):
-        """H_jj = (1/n) Σ_i x_iq² κ_i(p, p), [N], exact, sums in float64. Collective."""
+        """H_jj = Σ_i w_i x_iq² κ_i(p, p), [N], exact, sums in float64. Collective."""
         return (self._by_parameter(self._squares, np.float64, MPI.SUM) / self.n_samples).astype(self.dtype)
 
     def entries(self, I, J):
@@ -99,7 +122,7 @@ class GaussNewton:
         return self._entries.batch(I, starts_I, J, starts_J)
 
     def partial_probe(self, k, seed):
-        """The share of this rank's samples of Z = (nk)^{-1/2} Σ_i J_iᵀ R_i ξ_i, [N, k], E ZZᵀ = H; the same Z for any number of ranks.
+        """The share of this rank's samples of Z = k^{-1/2} Σ_i √w_i J_iᵀ R_i ξ_i, [N, k], E ZZᵀ = H; the same Z for any number of ranks.
 
         Not collective.
         """
@@ -112,7 +135,7 @@ class GaussNewton:
     def input_groups(self, n_columns, seed):
         """(groups int64 [N], rows [#groups, …]): each parameter's input (a bias: its layer's constant 1), and the inputs' vectors over
         the samples, orthogonal between layers: x itself, [n], up to EXACT_INPUTS samples, else n_columns numbers a layer by a
-        Gaussian projection, E⟨row_q, row_q'⟩ = Σ_i x_iq x_iq'. Not collective; the same for any number of ranks.
+        Gaussian projection, E⟨row_q, row_q'⟩ = Σ_i x_iq x_iq'; with weights x_i is √(n w_i) times that. Not collective; the same for any number of ranks.
         """
         samples, n = self.samples, self.n_samples
         exact = n <= EXACT_INPUTS
@@ -130,7 +153,7 @@ class GaussNewton:
 
     def neuron_groups(self, most):
         """(groups int64 [N], starts int64 [L + 1], chosen int64 [c], K [c, c]): each parameter's neuron, numbered through all layers that begin
-        at `starts`, and the mean kernel K_pp' = (1/n) Σ_i κ_i(p, p') of all neurons, or of about `most` of them, evenly spaced in each
+        at `starts`, and the mean kernel K_pp' = Σ_i w_i κ_i(p, p') of all neurons, or of about `most` of them, evenly spaced in each
         layer. Not collective; the same for any number of ranks.
         """
         starts = self.samples.neuron_starts
@@ -182,3 +205,17 @@ def _checked_inputs(network, inputs, targets):
         n = len(inputs) if np.ndim(inputs) else 0
         targets = np.zeros(n, np.int64) if network.loss == "cross-entropy" else np.zeros((n, network.n_outputs), np.float32)
     return checked_data(network, inputs, targets)[0]
+
+
+def _checked_weights(weights, n):
+    """w float64 [n], or an InputError."""
+    weights = np.asarray(weights)
+    if weights.dtype.kind not in "fiu" or weights.shape != (n,):
+        raise InputError(f"weights must be {n} real numbers, one a sample, not {weights.dtype} of the shape {list(weights.shape)}")
+    weights = weights.astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong):
+        raise InputError(f"weights must be finite and not negative: {weights[wrong[0]]} of sample {wrong[0]} (counted from 0)")
+    if not weights.any():
+        raise InputError("all weights are zero: H = 0")
+    return weights

@@ -15,6 +15,8 @@ Only inner products of columns of C matter, so a cheaper C with the same ones ma
 Arrays have the samples last. Factors are computed in float64 and rounded once.
 """
 
+import copy
+
 import numpy as np
 
 from hpcHess.networks.activations import ACTIVATIONS
@@ -28,16 +30,17 @@ _BLOCK = 1 << 22  # numbers in one temporary of the sweeps
 class Samples:
     """Arrays over the samples, one copy per host (all samples on every host):
 
-    X       [Σ (d_{ℓ−1} + 1), n]: the inputs of all layers, each followed by the bias input 1; layer ℓ's rows: `inputs(ℓ)`
+    X       [Σ (d_{ℓ−1} + 1), n]: the inputs of all layers, each followed by the bias input 1 (or both scaled); layer ℓ's rows: `inputs(ℓ)`
     slopes  [Σ_{ℓ<L} d_ℓ, n]: s' of the hidden layers; layer ℓ's: `slope(ℓ)`
     p, rest [d, n]: probabilities and 1 − p (cross-entropy, else None)
     C       list over the layers: [d_ℓ, r, n], or None where the factor is not stored
     M       list over the layers: [d_ℓ, r] of the shared factors, or None; `rank` is r
 
-    Layers count from 0 in code. Collective; every host's ranks share the work.
+    Layers count from 0 in code. Weights w_i [n] in place of 1/n scale all of X, and nothing else, by √(n w_i), the bias input too: x̃_i
+    occurs in H_i = J_iᵀ Q_i J_i twice, the rest of the factored form stays. Collective; every host's ranks share the work.
     """
 
-    def __init__(self, network, inputs, comm, dtype):
+    def __init__(self, network, inputs, comm, dtype, weights=None):
         self.loss, self.n, self.dtype = LOSSES[network.loss], len(inputs), np.dtype(dtype)
         self.widths, self.n_layers, self._held = network.widths, network.n_layers, []
         self.has_bias = [b is not None for b in network.biases]
@@ -50,7 +53,28 @@ class Samples:
         self.p, self.rest = (None if self.loss.constant else self._allocate(comm, (self.widths[-1], self.n)) for _ in range(2))
         stored = self.n_layers - (2 if self.loss.constant else 1)
         self.C = [self._allocate(comm, (width, self.rank, self.n)) if layer < stored else None for layer, width in enumerate(self.widths[1:])]
+        self._scale = None if weights is None else np.sqrt(self.n * np.asarray(weights, np.float64))
         self._fill(network, inputs)
+
+    def chosen(self, samples, weights, comm):
+        """The `Samples` of Σ_k w_k H_{i_k} for sample numbers i [c] and weights w [c]; these ones' scale (1/n) Σ_i H_i. Collective."""
+        result = copy.copy(self)
+        result.n, result._held, result._scale = len(samples), [], np.sqrt(len(samples) * np.asarray(weights, np.float64))
+
+        def part(array):
+            mine = result._allocate(comm, (*array.shape[:-1], result.n))
+            share = result._held[-1].share_of(result.n)
+            mine[..., share] = array[..., samples[share]]
+            return mine
+
+        result.X, result.slopes = part(self.X), part(self.slopes)
+        result.p, result.rest = (None if each is None else part(each) for each in (self.p, self.rest))
+        result.C = [None if each is None else part(each) for each in self.C]
+        share = result._held[0].share_of(result.n)
+        result.X[:, share] *= result._scale[share]
+        for held in result._held:
+            held.fence()
+        return result
 
     def _allocate(self, comm, shape):
         self._held.append(HostArray(comm, shape, self.dtype))
@@ -106,7 +130,8 @@ class Samples:
         activation, slopes = ACTIVATIONS[network.activation], []
         for layer, (W, b) in enumerate(zip(network.weights, network.biases, strict=True)):
             rows = self.inputs(layer)[:, block]
-            rows[:-1], rows[-1] = x, 1
+            scale = 1 if self._scale is None else self._scale[block]
+            rows[:-1], rows[-1] = x * scale, scale
             a = W @ x
             if b is not None:
                 a += b[:, None]
