@@ -15,26 +15,58 @@ PRECONDITIONER = "preconditioner/"  # where what belongs to the matrix's `precon
 class Pieces:
     """Collects this rank's pieces of the datasets; datasets run over all nodes or pairs, level by level."""
 
-    def __init__(self, comm):
-        self.comm, self.pieces, self.totals = comm, {}, {}
+    def __init__(self, comm, prefix=""):
+        self.comm, self.prefix, self.pieces, self.totals = comm, prefix, {}, {}
 
     def whole(self, name, array):
         """A replicated array, written by rank 0."""
+        name = self.prefix + name
         self.totals[name] = len(array), array.dtype
         self.pieces[name] = [(0, array)] if self.comm.rank == 0 else []
 
     def append(self, name, counts, first, last, data, dtype=None):
         """The next part of a dataset: items of `counts` numbers each, of which this rank holds first … last − 1 in `data`."""
-        starts = starts_of(counts)
+        name, starts = self.prefix + name, starts_of(counts)
         done, dtype = self.totals.get(name, (0, np.dtype(dtype or data.dtype)))
         self.pieces.setdefault(name, []).append((done + int(starts[first]), data))
         self.totals[name] = done + int(starts[-1]), dtype
         assert len(data) == starts[last] - starts[first]
 
+    def begin(self, name, dtype):
+        """A dataset of that type, there even if nothing is appended."""
+        self.totals[self.prefix + name] = 0, np.dtype(dtype)
+
+    def under(self, prefix):
+        """The same collection for a part of the matrix: names of datasets get the prefix."""
+        part = Pieces(self.comm, self.prefix + prefix)
+        part.pieces, part.totals = self.pieces, self.totals
+        return part
+
     def rows(self, name, starts, data, dtype=None):
         """A matrix whose rows the ranks hold by `starts` [P + 1], here `data` [n_local, width]; row by row, all of one width."""
         width, rank = data.shape[1], self.comm.rank
         self.append(name, np.diff(starts) * width, rank, rank + 1, data.reshape(-1), dtype)
+
+
+class PartOfFile:
+    """The datasets of an open `FactorFile` under a prefix, with the `attributes` of the part: what a format's `read` takes."""
+
+    def __init__(self, file, prefix, attributes):
+        self._file, self._prefix = file, prefix
+        self.path, self.comm, self.attributes = file.path, file.comm, attributes
+        self.names = [name.removeprefix(prefix) for name in file.names if name.startswith(prefix)]
+
+    def size(self, name):
+        """Length of a dataset."""
+        return self._file.size(self._prefix + name)
+
+    def read(self, name, low, high):
+        """Elements low … high − 1 of a dataset. Not collective."""
+        return self._file.read(self._prefix + name, low, high)
+
+    def read_all(self, name):
+        """A whole dataset. Not collective."""
+        return self._file.read_all(self._prefix + name)
 
 
 def read_rows(file, name, starts, width):

@@ -16,7 +16,7 @@ class Format:
                 format; the report and the provenance are set by `formats.file.load`. Collective
     options     names of the keys of [compress] that `compress` takes besides rtol, seed, dtype, probes
     describe    describe(summary) → lines for `hpcHess.info`, from what the file's attributes tell alone (keys of the report among them)
-    predict     predict(facts) → `formats.planner`'s Prediction, or None where the planner has no prediction for it
+    predict     predict(facts: `compressed.facts.Facts`) → `Prediction`; None: never chosen by itself. Collective
     approximates  False for formats that are exact (they answer to no rtol, and no storage is judged against them)
     """
 
@@ -28,3 +28,26 @@ class Format:
     describe: Callable = lambda summary: ()
     predict: Callable | None = None
     approximates: bool = True
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a format would cost, before anything of it is made.
+
+    entries     numbers stored; `memory` bytes that all ranks together hold at the peak of the compression
+    compress, apply, solve    seconds: of the compression; of a product with one vector, of a solve with one right-hand side, in blocks of 64
+    error       relative Frobenius error that is expected: rtol where the format is steered by it, inf where it cannot say
+    spread      `entries` may be off by this factor either way
+    refused     why this format cannot serve here, "" where it can
+    note        what the numbers come from, for people
+    """
+
+    entries: float = 0.0
+    memory: float = 0.0
+    compress: float = 0.0
+    apply: float = 0.0
+    solve: float = 0.0
+    error: float = 0.0
+    spread: float = 1.0
+    refused: str = ""
+    note: str = ""

@@ -67,9 +67,7 @@ def trace_of_function(matrix, function, probes=PROBES, steps=STEPS, seed=0):
     group = max(1, min(probes, _COLUMNS_BYTES // (8 * max(1, n_local) * (steps + 2))))
     found, smallest = [], np.inf
     for first in range(0, probes, group):
-        Z = np.sign(gaussian_rows(seed, "trace", matrix.mine.start, matrix.mine.stop, range(first, min(probes, first + group)), np.float64))
-        Z[Z == 0] = 1
-        for alpha, beta in _lanczos(matrix, Z, steps):
+        for alpha, beta in _lanczos(matrix, _signs(seed, matrix.mine, range(first, min(probes, first + group))), steps):
             theta = eigh_tridiagonal(alpha, beta[:-1], eigvals_only=True)
             smallest = min(smallest, float(theta[0]))
             found.append(_rules(alpha, beta, function, smallest))
@@ -79,6 +77,26 @@ def trace_of_function(matrix, function, probes=PROBES, steps=STEPS, seed=0):
     off = float(np.abs(gauss - other).mean()) / 2
     value = float(middle.mean())
     return Trace(value, value - spread - off, value + spread + off, smallest)
+
+
+def eigenvalue_measure(operator, mine, probes, steps, seed=0):
+    """(θ, weight) with Σ weight f(θ) ≈ tr f(H): the Ritz values of all probes and their weights N τ² / probes. Collective.
+
+    operator: anything with `comm`, `shape`, `matmat_rows`; `mine` the slice of this rank's parameter rows.
+    """
+    theta, weight = [], []
+    for alpha, beta in _lanczos(operator, _signs(seed, mine, range(probes)), steps, reorthogonalized=False):
+        values, vectors = eigh_tridiagonal(alpha, beta[:-1])
+        theta.append(values)
+        weight.append(operator.shape[0] / probes * np.square(vectors[0]))
+    return np.concatenate(theta), np.concatenate(weight)
+
+
+def _signs(seed, mine, columns):
+    """Random signs, [n_local, len(columns)] float64."""
+    Z = np.sign(gaussian_rows(seed, "trace", mine.start, mine.stop, columns, np.float64))
+    Z[Z == 0] = 1
+    return Z
 
 
 def _rules(alpha, beta, function, smallest):
@@ -105,10 +123,11 @@ def _quadrature(alpha, beta, function):
     return float(np.square(vectors[0]) @ function(theta))
 
 
-def _lanczos(matrix, Z, steps):
+def _lanczos(matrix, Z, steps, reorthogonalized=True):
     """[(α [m], β [m]), …] of every column of Z [n_local, k], m ≤ steps; β[-1] is 0 where the Krylov space is exhausted. Collective.
 
-    All columns go together; every one is orthogonalized twice against all of its former vectors.
+    All columns go together. reorthogonalized: every one twice against all of its former vectors; else against the last two, by which Ritz
+    values come several times with their weights shared: quadrature stays what it is (Greenbaum 1989).
     """
     comm, k = matrix.comm, Z.shape[1]
     norms = np.sqrt(comm.allreduce(np.einsum("ij,ij->j", Z, Z)))
@@ -117,11 +136,12 @@ def _lanczos(matrix, Z, steps):
     for step in range(steps):
         W = np.asarray(matrix.matmat_rows(Q[-1]), np.float64)
         scale = np.sqrt(comm.allreduce(np.einsum("ij,ij->j", W, W)))
-        for sweep in range(2):
-            projections = comm.allreduce(np.array([np.einsum("ij,ij->j", each, W) for each in Q]))
+        against = Q if reorthogonalized else Q[-2:]
+        for sweep in range(1 + reorthogonalized):
+            projections = comm.allreduce(np.array([np.einsum("ij,ij->j", each, W) for each in against]))
             if not sweep:
                 alpha[step] = projections[-1]
-            for each, row in zip(Q, projections, strict=True):
+            for each, row in zip(against, projections, strict=True):
                 W -= each * row
         beta[step] = np.sqrt(comm.allreduce(np.einsum("ij,ij->j", W, W)))
         beta[step][beta[step] <= 1e-12 * np.maximum(scale, np.abs(alpha[: step + 1]).max(axis=0))] = 0

@@ -34,6 +34,7 @@ def compress(
     n_neighbors=32,
     sampling="sketch",
     solver="elimination",
+    norm=None,
 ):
     """H̃ with ‖H̃ − H‖_F ≤ rtol ‖H‖_F for a curvature operator (docs/ARCHITECTURE.md, "Operators"). Collective.
 
@@ -47,6 +48,7 @@ def compress(
                  0.03) near leaves a leaf before symmetrization; hss is budget = 0
     sampling     what skeletons are chosen from: sketch, rows (entries alone), products (no entries, hss only)
     solver       form of the Woodbury factors that `factorize` makes: elimination, ulv, woodbury
+    norm         the `certificate.Norm` that rtol refers to where that is not the operator's own: of what a `formats.remainder` is left of
     The allowed error is shared among the nodes by `hierarchical.tolerance`. Raises InputError for values out of range.
     """
     check_common(rtol, seed, probes, dtype)
@@ -67,7 +69,7 @@ def compress(
             near = near_by_votes(operator.comm, tree, neighbours.parameters, neighbours.lists, budget)
     samples = first_samples(sampling, operator, tree, neighbours, leaf_size, seed, progress)
     skeletonizer = prepared(operator, tree, near, samples, kernels, dtype, progress)
-    search = Search(skeletonizer, rtol, max_rank, probes, progress)
+    search = Search(skeletonizer, rtol, max_rank, probes, progress, norm)
     best, error = search.certified()
     with progress.phase("spectral norms"):
         lambda_max = largest_eigenvalue(best.matrix, seed)

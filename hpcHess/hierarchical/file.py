@@ -50,7 +50,7 @@ def _append_levels(out, matrix, prefix=""):
     comm, host = matrix.comm, matrix.backend.to_host
     out.whole(f"{prefix}nodes/rank", np.concatenate([np.zeros(1, np.int64), *(level.ranks for level in matrix.levels[1:])]))
     for name, dtype in (("nodes/order", np.int64), ("nodes/interpolation", matrix.dtype), ("far/values", matrix.dtype)):
-        out.totals[prefix + name] = 0, np.dtype(dtype)
+        out.begin(prefix + name, dtype)
     for level in matrix.levels[1:]:
         first, last = level.at(comm)
         out.append(f"{prefix}nodes/order", level.columns, first, last, level.order)

@@ -5,6 +5,7 @@ from functools import partial
 from hpcHess.compressed.format import Format
 from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.file import read
+from hpcHess.hierarchical.predict import predict_hss
 
 _OPTIONS = ("leaf_size", "max_rank", "distance", "n_neighbors", "sampling", "solver")
 
@@ -33,5 +34,5 @@ def describe(summary):
         )
 
 
-HSS = Format("hss", "hierarchically semiseparable: dense leaves, nested low-rank couplings", partial(compress, format="hss"), read, _OPTIONS, describe)
+HSS = Format("hss", "hierarchically semiseparable: dense leaves, nested low-rank couplings", partial(compress, format="hss"), read, _OPTIONS, describe, predict_hss)
 FMM = Format("fmm", "the same with near lists", partial(compress, format="fmm"), read, (*_OPTIONS, "budget"), describe)

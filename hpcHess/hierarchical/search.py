@@ -53,16 +53,18 @@ def prepared(operator, tree, near, samples, kernels, dtype, progress):
 class Search:
     """Attempts with tolerances that adapt to what came of them; the result is certified with probes that no attempt has seen.
 
+    norm: the `certificate.Norm` that rtol refers to, the operator's own by default.
     `attempts`: passes over the levels; those after which only the samples were deepened are not among the `budget.attempts`.
     """
 
-    def __init__(self, skeletonizer, rtol, max_rank, n_probes, progress):
+    def __init__(self, skeletonizer, rtol, max_rank, n_probes, progress, norm=None):
         self.skeletonizer, self.rtol, self.max_rank, self.n_probes, self.progress = skeletonizer, rtol, max_rank, n_probes, progress
-        self.norm, self.attempts, sketch = None, 0, skeletonizer.samples.sketch
+        self.norm, self.attempts, sketch = norm, 0, skeletonizer.samples.sketch
         with progress.phase("exact probes"):
             self.probes = sketch.fresh(n_probes, "search")
         Y = sketch.Y if sketch.n_columns else self.probes[1]
-        self.budget = Budget(rtol, _norm(skeletonizer.comm, Y, skeletonizer.dtype), far_fields(skeletonizer.far))
+        own = _norm(skeletonizer.comm, Y, skeletonizer.dtype)
+        self.budget = Budget(rtol, own if norm is None else norm.value, far_fields(skeletonizer.far))
 
     def certified(self):
         """(the smallest attempt that meets rtol, else the most accurate one; its ErrorEstimate). Collective."""
