@@ -40,7 +40,7 @@ def main(session, args):
     options = job["compress"]
     dtype = np.float32 if options["rtol"] >= SINGLE_PRECISION_RTOL and options["dtype"] != "float64" else np.float64
     with session.phase("matrix" if "matrix" in job.tables else "network and data"):
-        operator, origin = operator_from_job(job, comm, dtype)
+        operator, origin = operator_from_job(job, comm, dtype, progress=session.progress)
     session.say(f"N = {operator.n_params} parameters ({len(operator.alive)} alive), {origin.summary}")
     if not len(operator.alive):
         reason = "the matrix is zero" if "matrix" in job.tables else "a saturated network, or inputs that are zero?"

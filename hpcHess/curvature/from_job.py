@@ -1,11 +1,12 @@
 """The operator that a job file describes, or that a factor file was made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hpcHess.curvature.dense import DenseMatrix
 from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.curvature.quadrature import quadrature
 from hpcHess.networks.network import Network
 from hpcHess.networks.problem import load_problem
 from hpcHess.parallel.agree import on_root
@@ -27,8 +28,24 @@ class Origin:
     fitted: Network | None = None
 
 
-def operator_from_job(job, comm, dtype=np.float64, network=None):
-    """(operator, Origin) of a job; `network` given: not fitted again. Collective; raises InputError for bad input."""
+def operator_from_job(job, comm, dtype=np.float64, network=None, progress=None):
+    """(operator, Origin) of a job; `network` given: not fitted again. Collective; raises InputError for bad input.
+
+    With data.quadrature the operator is that of the chosen samples: its `quadrature` says which and the error, its `full` is the operator
+    on all of them, which the digests are of. Without, `quadrature` is None.
+    """
+    operator, origin = _full_operator(job, comm, dtype, network)
+    asked = job["data"].get("quadrature") if "data" in job.tables else None
+    if asked is None:
+        return operator, origin
+    chosen = quadrature(operator, **{"count" if isinstance(asked, int) else "rtol": asked}, progress=progress)
+    operator = operator.reduced(chosen)
+    summary = f"{origin.summary}; {len(chosen.samples)} chosen and weighted, error {chosen.error:.2e}"
+    return operator, replace(origin, summary=summary)
+
+
+def _full_operator(job, comm, dtype, network):
+    """(operator on all samples, Origin). Collective."""
     if "matrix" in job.tables:
         operator = DenseMatrix(job.path("matrix", "file"), job["matrix"].get("n"), comm, dtype)
         return operator, Origin({"matrix_hash": operator.digest}, f"dense matrix {job['matrix']['file']}")
@@ -45,7 +62,7 @@ def files_of_matrix(matrix):
 
 
 def operator_of_matrix(matrix, dtype=np.float64):
-    """The uncompressed operator of the job recorded in a factor file. Collective.
+    """The uncompressed operator of the job recorded in a factor file, on all samples. Collective.
 
     Raises InputError with the reason where the files that it was made from are gone or have changed since.
     """
@@ -55,7 +72,7 @@ def operator_of_matrix(matrix, dtype=np.float64):
     network = None
     if matrix.network is not None:
         network = Network.from_arrays(matrix.network["arrays"], matrix.network["activation"], matrix.network["loss"])
-    operator, origin = operator_from_job(job, matrix.comm, dtype, network)
+    operator, origin = _full_operator(job, matrix.comm, dtype, network)
     for key, digest in origin.digests.items():
         if matrix.provenance.get(key) != digest:
             raise InputError(f"the {key.removesuffix('_hash')} changed since the compression (their hashes differ)")

@@ -135,7 +135,8 @@ class GaussNewton:
     def input_groups(self, n_columns, seed):
         """(groups int64 [N], rows [#groups, …]): each parameter's input (a bias: its layer's constant 1), and the inputs' vectors over
         the samples, orthogonal between layers: x itself, [n], up to EXACT_INPUTS samples, else n_columns numbers a layer by a
-        Gaussian projection, E⟨row_q, row_q'⟩ = Σ_i x_iq x_iq'; with weights x_i is √(n w_i) times that. Not collective; the same for any number of ranks.
+        Gaussian projection, E⟨row_q, row_q'⟩ = Σ_i x_iq x_iq'; with weights x_i is √(n w_i) times that. Not collective;
+        the same for any number of ranks.
         """
         samples, n = self.samples, self.n_samples
         exact = n <= EXACT_INPUTS

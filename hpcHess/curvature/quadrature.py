@@ -33,7 +33,7 @@ COLUMN_BYTES = 1 << 33  # of all ranks' columns of G together, where an error is
 _DOUBLE_SAMPLES = 8192  # most samples whose inner products are computed in float64 at once
 _SINGLE_ERROR = 2e-3  # smallest error that is left to float32
 _BLOCK, _SLAB = 2048, 8192  # rows and columns of G at a time
-_GROWTH, _FIRST, _POOL = 8, 4, 6  # a step adds max(_FIRST, c / _GROWTH) samples of _POOL times as many candidates
+_GROWTH, _POOL, _FEWEST = 8, 6, 50  # a step adds max(1, c / _GROWTH) samples of _POOL times as many candidates, at least _FEWEST
 _DEPENDENT = 1e-10  # s_ii / ‖H_i‖² of a candidate that is a combination of the chosen
 _EXCHANGES = 100  # rounds of NNLS in which weights that were 0 may become positive
 _ROUNDS = 20  # steps that replace samples without weight, at the count asked for
@@ -130,7 +130,7 @@ class _Search:
         with self.progress.phase("choice of samples", count) as steps:
             while len(self.chosen) < limit and self.error2 > goal and rounds:
                 before = len(self.chosen)
-                more = min(max(_FIRST, before // _GROWTH), limit - before)
+                more = min(max(1, before // _GROWTH), limit - before)
                 if not self._step(more, goal):
                     break
                 rounds -= before + more == limit
@@ -138,14 +138,15 @@ class _Search:
         error = float(np.sqrt(max(self.error2 / self.norm2, np.finfo(float).eps)))
         if rtol is not None and error > rtol:
             raise InputError(
-                f"{len(self.chosen)} of {n} samples still leave an error of {error:.2e}, {rtol:g} was asked for: ask for a larger one, or take all samples"
+                f"{len(self.chosen)} of {n} samples still leave an error of {error:.2e}, {rtol:g} was asked for: "
+                "ask for a larger one, or take all samples"
             )
         order = np.argsort(self.chosen)
         return Quadrature(self.chosen[order], self.weights[order], error, norm, n)
 
     def _step(self, more, goal):
         """Choose up to `more` samples, solve for all weights; whether that reduced the error. Collective."""
-        candidates = self._candidates(_POOL * max(more, _FIRST))
+        candidates = self._candidates(max(_FEWEST, _POOL * more))
         if not len(candidates):
             return False
         before = self.error2

@@ -1,7 +1,7 @@
 r"""Inner products of the samples' matrices H_i = J_iᵀ Q_i J_i, as matrix products over blocks of samples.
 
-With x̃_i^ℓ the input of layer ℓ (the bias input 1 last, where the layer has a bias), C_i^ℓ = R_iᵀ ∂z_i/∂a_i^ℓ [r, d_ℓ] and the pre-activation
-kernel κ_i^{ℓℓ'} = C_i^{ℓᵀ} C_i^{ℓ'} [d_ℓ, d_ℓ'], the block (ℓ, ℓ') of H_i is κ_i^{ℓℓ'} ⊗ x̃_i^ℓ x̃_i^{ℓ'ᵀ}. Hence
+With x̃_i^ℓ the input of layer ℓ (the bias input 1 last, where the layer has a bias), C_i^ℓ = R_iᵀ ∂z_i/∂a_i^ℓ [r, d_ℓ] and the
+pre-activation kernel κ_i^{ℓℓ'} = C_i^{ℓᵀ} C_i^{ℓ'} [d_ℓ, d_ℓ'], the block (ℓ, ℓ') of H_i is κ_i^{ℓℓ'} ⊗ x̃_i^ℓ x̃_i^{ℓ'ᵀ}. Hence
 
     ⟨H_i, H_j⟩_F = Σ_{ℓℓ'} a_ij^ℓ a_ij^{ℓ'} ⟨κ_i^{ℓℓ'}, κ_j^{ℓℓ'}⟩_F = ‖ Σ_ℓ a_ij^ℓ T_ij^ℓ ‖_F²,   a_ij^ℓ = ⟨x̃_i^ℓ, x̃_j^ℓ⟩,   T_ij^ℓ = C_i^ℓ C_j^{ℓᵀ} [r, r].
 
@@ -17,7 +17,7 @@ import numpy as np
 
 _BYTES = 1 << 27  # of the features of one block of samples
 _LARGEST, _SMALLEST = 2048, 32  # samples in a block
-_TEMPORARY = 1 << 22  # numbers in one temporary over pairs of samples
+_TEMPORARY = 1 << 18  # numbers in one temporary over pairs of samples
 _PASSES = 8  # elementwise operations on each T, counted as products
 
 

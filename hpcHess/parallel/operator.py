@@ -17,8 +17,16 @@ class RowOperator:
     """The products of the operator protocol (docs/ARCHITECTURE.md) where each rank computes its parameter rows of HV.
 
     A subclass has `comm`, `n_params` = N, `dtype`, and `own_rows(V)`: V [N, k] whole, row-major, of the dtype → this rank's rows of HV
-    (`parallel.ownership.row_starts`), [n_local, k]. Where `own_rows` is collective, so is `partial_matmat`.
+    (`parallel.ownership.row_starts`), [n_local, k]. Where `own_rows` is collective, so is `partial_matmat`. It knows of no samples, hence
+    has no `quadrature` of them and is its own `full`.
     """
+
+    quadrature = None
+
+    @property
+    def full(self):
+        """The operator itself."""
+        return self
 
     @property
     def shape(self):

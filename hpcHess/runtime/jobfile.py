@@ -26,6 +26,7 @@ SOLVERS = ("elimination", "ulv", "woodbury")
 MIN_PROBES = 32
 
 TEXT, INTEGER, NUMBER, INTEGERS = "text", "an integer", "a number", "a list of integers"
+COUNT_OR_ERROR = "an integer of at least 1 (how many) or a number larger than 0 and smaller than 1 (the error)"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ SCHEMA = {
         "targets": Key(TEXT, None, ".npy: integer labels [n] for cross-entropy, [n, outputs] for squared-error; none for autoencode"),
         "dataset": Key(TEXT, None, "a known data set, instead of data.inputs and data.targets", DATASETS),
         "samples": Key(INTEGER, 0, "the first so many samples, 0: all", least=0),
+        "quadrature": Key(COUNT_OR_ERROR, None, "so many of the samples, weighted, stand in for all; or, below 1, as many as this error needs"),
         "task": Key(TEXT, "classify", "autoencode: the targets are the inputs, the loss is squared-error", ("classify", "autoencode")),
     },
     "curvature": {
@@ -261,6 +263,7 @@ def _checked_value(name, key, value):
         INTEGER: is_integer(value),
         NUMBER: is_integer(value) or isinstance(value, float),
         INTEGERS: isinstance(value, list) and all(map(is_integer, value)),
+        COUNT_OR_ERROR: 1 <= value <= _MAX_INTEGER if is_integer(value) else isinstance(value, float) and 0 < value < 1,
     }
     if not fits[key.holds]:
         raise InputError(f"{name} must be {key.holds}, not {value!r}")

@@ -92,8 +92,8 @@ def test_groups_are_weighted(case):
             chosen = inputs[:, operator.quadrature.samples]
             near(rows[: network.n_inputs] @ rows[: network.n_inputs].T / n, (chosen * operator.quadrature.weights) @ chosen.T, 1e-13)
         kernel, neurons = operator.neuron_groups(100)[3], operator.neuron_groups(100)[0]
-        biases = np.concatenate([np.arange(at, at + len(b)) for (_, at), b in zip(network.layer_offsets, network.biases, strict=True) if b is not None] or [[]])
-        biases = biases.astype(int)
+        offsets = zip(network.layer_offsets, network.biases, strict=True)
+        biases = np.concatenate([np.zeros(0, int), *(at + np.arange(len(b)) for (_, at), b in offsets if b is not None)])
         near(kernel[np.ix_(neurons[biases], neurons[biases])], H[np.ix_(biases, biases)], 1e-13, H)
         assert len(groups) == len(H)
 

@@ -99,6 +99,14 @@ def test_integers_serve_as_numbers_and_bounds_are_sharp(job_path):
     assert job["compress"]["leaf_size"] == 2
 
 
+def test_a_quadrature_is_a_count_or_an_error(job_path):
+    for text, value in (("1", 1), ("3500", 3500), ("0.04", 0.04)):
+        job = jobfile.load(job_path(MINIMAL), [f"data.quadrature={text}"])
+        again = jobfile.Job.from_text(job.text, job.directory)
+        assert job["data"]["quadrature"] == again["data"]["quadrature"] == value and type(again["data"]["quadrature"]) is type(value)
+    assert "quadrature" not in jobfile.load(job_path(MINIMAL))["data"]
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
@@ -134,6 +142,13 @@ def test_integers_serve_as_numbers_and_bounds_are_sharp(job_path):
         (["network.fit.epochs=3"], "not both"),
         (["data.dataset=digits"], "data.inputs or as data.dataset, not both"),
         (["data.samples=-5"], "data.samples must be at least 0"),
+        (["data.quadrature=0"], "data.quadrature must be an integer of at least 1 .* or a number larger than 0 and smaller than 1 .*, not 0"),
+        (["data.quadrature=-3"], "data.quadrature must be an integer of at least 1"),
+        (["data.quadrature=1.0"], "data.quadrature must be an integer of at least 1"),
+        (["data.quadrature=2.5"], "data.quadrature must be an integer of at least 1"),
+        (["data.quadrature=nan"], "data.quadrature must be an integer of at least 1"),
+        (["data.quadrature=true"], "data.quadrature must be an integer of at least 1"),
+        (["data.quadrature=few"], "data.quadrature must be an integer of at least 1"),
         (["data.task=autoencode"], "data.targets is not wanted"),
         (["data.task=autoencode", "network.loss=cross-entropy"], "contradicts data.task"),
         (["compress.leafsize=4"], "unknown key compress.leafsize: did you mean compress.leaf_size?"),
