@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import types
 
@@ -26,6 +27,8 @@ def build_parser():
     parser.add_argument("job", metavar="JOB.toml", help="job file (docs/JOBS.md)")
     parser.add_argument("--output", required=True, metavar="F.h5", help="factor file to write")
     parser.add_argument("--set", action="append", default=[], metavar="table.key=value", help="change one key of the job")
+    parser.add_argument("--memory", type=parse_bytes, default=0, metavar="8G", help="what all ranks may hold together (default: what the hosts have free)")
+    parser.add_argument("--rhs-count", type=int, metavar="n", help="right-hand sides expected (compress.rhs_count), for format = auto")
     parser.add_argument("--damping", type=parse_damping, metavar="λ", help="also store direct factors (compress.solver): a number, or like 0.01*lmax")
     parser.add_argument("--backend", default="auto", choices=("auto", "numpy", "native", "cupy"), help="array backend")
     return parser
@@ -37,7 +40,9 @@ def main(session, args):
     comm = session.comm
     job = on_root(comm, _job, args)
     check_writable(args.output, comm)
-    options = job["compress"]
+    options = dict(job["compress"])
+    if args.rhs_count is not None:
+        options["rhs_count"] = args.rhs_count
     dtype = np.float32 if options["rtol"] >= SINGLE_PRECISION_RTOL and options["dtype"] != "float64" else np.float64
     with session.phase("matrix" if "matrix" in job.tables else "network and data"):
         operator, origin = operator_from_job(job, comm, dtype, progress=session.progress)
@@ -45,17 +50,20 @@ def main(session, args):
     if not len(operator.alive):
         reason = "the matrix is zero" if "matrix" in job.tables else "a saturated network, or inputs that are zero?"
         session.warn(f"all parameters are dead: H = 0 ({reason})")
-    matrix = compress(operator, **options, backend=args.backend, progress=session.progress)
+    matrix = compress(operator, **options, memory=args.memory, backend=args.backend, progress=session.progress)
     factors = _factors(session, matrix, args.damping)
     with session.phase("write"):
         save(matrix, args.output, job=job, network=origin.fitted, digests=origin.digests, factors=factors)
     report, error = matrix.report, matrix.report["error_estimate"]
+    for line in report.get("plan", {}).get("explanation", ()):
+        session.say(line)
     if report.get("distance_predictions"):
         predicted = ", ".join(f"{name} {value:.3g}" for name, value in sorted(report["distance_predictions"].items(), key=lambda item: item[1]))
         session.say(f"distance auto: {report['distance']} (predicted storage in % of N²: {predicted})")
+    interval = "exact" if error.get("exact") else f"95 %: {error['low']:.2e} … {error['high']:.2e}"
     session.output(
-        f"{args.output}: {report['storage_entries']:,} numbers, {report['storage_percent']:.3f} % of N², error {error['value']:.2e} "
-        f"(95 %: {error['low']:.2e} … {error['high']:.2e}), asked {report['rtol']:g}: {'met' if report['rtol_met'] else 'NOT MET'}"
+        f"{args.output}: {report['format']}, {report['storage_entries']:,} numbers, {report['storage_percent']:.3g} % of N², "
+        f"error {error['value']:.2e} ({interval}), asked {report['rtol']:g}: {'met' if report['rtol_met'] else 'NOT MET'}"
     )
     return DONE if report["rtol_met"] else RTOL_NOT_MET
 
@@ -82,6 +90,14 @@ def _factors(session, matrix, given):
     except InputError as error:
         session.warn(f"no factors are stored: {error}")
         return None
+
+
+def parse_bytes(text):
+    """"8G" → 8,000,000,000 bytes; K, M, G, T are powers of 1000, Ki, Mi, Gi, Ti of 1024. For argparse."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if found is None or not float(found[1]) > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory: write it like 8G or 500M")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
 
 
 class _Callable(types.ModuleType):

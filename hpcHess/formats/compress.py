@@ -1,26 +1,147 @@
-"""`hpcHess.compress`: one entry for all formats."""
+"""`hpcHess.compress`: one entry for all formats, their sums, the choice between them, and samples left out before."""
 
+import numpy as np
+
+from hpcHess.compressed.certificate import Norm, certify
 from hpcHess.compressed.options import check_common
+from hpcHess.formats.planner import check_memory, explained, facts_of, plan
 from hpcHess.formats.registry import FORMATS, format_of
+from hpcHess.formats.structured import compress_structured
+from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import InputError
+from hpcHess.runtime.jobfile import OBJECTIVES, STRUCTURED
+from hpcHess.runtime.progress import Silent
+
+AUTO = "auto"
 
 
-def compress(operator, rtol=1e-2, format="hss", *, seed=0, dtype="auto", probes=32, backend="auto", progress=None, **options):
+def compress(
+    operator,
+    rtol=1e-2,
+    format="hss",
+    *,
+    seed=0,
+    dtype="auto",
+    probes=32,
+    backend="auto",
+    progress=None,
+    structured="none",
+    structured_size=0,
+    objective="time",
+    rhs_count=64,
+    workload="solve",
+    memory=0,
+    **options,
+):
     """H̃ with ‖H̃ − H‖_F ≤ rtol ‖H‖_F in a format of `formats.registry`, for an operator (docs/ARCHITECTURE.md, "Operators"). Collective.
 
-    rtol      relative to ‖H‖_F of the whole matrix; `report["error_estimate"]` says what was reached, `report["rtol_met"]` whether it was
-    seed      of all random numbers
-    dtype     of what is stored: auto (float64 where rtol < 1e-5), float32, float64
-    probes    fresh products of the certificate, where the error is not known exactly
-    options   keys of [compress] (docs/JOBS.md); those of other formats have no effect
+    rtol        relative to ‖H‖_F of the whole matrix; `report["error_estimate"]` says what was reached, `report["rtol_met"]` whether it was
+    format      a name of `formats.registry.FORMATS`, or auto: predicted, chosen and explained by `formats.planner`
+    seed        of all random numbers
+    dtype       of what is stored: auto (float64 where rtol < 1e-5), float32, float64
+    probes      fresh products of the certificate, where the error is not known exactly
+    structured  of hss and fmm: low-rank or kronecker-sum, taken out before the tree; auto: where that stores less, by trial; `structured_size`
+                eigenpairs or terms of a layer pair (0: the default of `formats.structured`)
+    objective   of auto: time (compression + rhs_count × (apply or solve, by `workload`)) or storage
+    memory      bytes that all ranks may hold together; 0: what their hosts have free. What is predicted not to fit is refused before it starts
+    options     the other keys of [compress] (docs/JOBS.md); those of other formats have no effect
 
-    Raises InputError for what is unknown, out of range, or impossible for this operator.
+    An operator of fewer samples (`curvature.quadrature`) is compressed to what its own error leaves of rtol; the certificate is of both errors, with
+    products of all samples. Raises InputError for what is unknown, out of range, too large, or impossible for this operator.
     """
     check_common(rtol, seed, probes, dtype)
-    chosen = format_of(format)
+    _check_options(format, objective, structured, structured_size, memory, options)
+    progress = Silent() if progress is None else progress
+    common = {"seed": seed, "dtype": dtype, "probes": probes, "backend": backend, "progress": progress}
+    left = _left_of(rtol, getattr(operator, "quadrature", None))
+    facts = planned = None
+    if format == AUTO or memory or FORMATS[format].cheap:
+        with progress.phase("plan"):
+            facts = facts_of(operator, left, dtype, rhs_count, workload, memory, options, seed)
+            planned = plan(facts, objective) if format == AUTO else check_memory(format, facts)
+    if format == AUTO:
+        matrix = _smallest(planned, facts, operator, left, common, options)
+    elif structured != "none" and format in ("hss", "fmm"):
+        matrix = compress_structured(format_of(format), structured, structured_size, operator, left, common, _given(format, options))
+    else:
+        matrix = _made(format, planned, operator, left, common, options)
+    if getattr(operator, "quadrature", None) is not None:
+        with progress.phase("certificate of all samples"):
+            _certify_both(matrix, operator, rtol, probes, seed)
+    return matrix
+
+
+def _check_options(format, objective, structured, structured_size, memory, options):
+    """InputError for values and names that no format knows."""
+    if format != AUTO:
+        chosen = format_of(format)
+        if chosen.compress is None:
+            raise InputError(f"format = {format!r} is not asked for by name: it comes of format = \"hss\" with structured")
+    for name, value, choices in (("objective", objective, OBJECTIVES), ("structured", structured, STRUCTURED)):
+        if value not in choices:
+            raise InputError(f"{name} must be {' or '.join(choices)}, not {value!r}")
+    if structured != "none" and format not in ("hss", "fmm"):
+        raise InputError(f'structured = "{structured}" goes with format = "hss" or "fmm", not with "{format}"')
+    for name, value in (("structured_size", structured_size), ("memory", memory)):
+        if not np.isfinite(value) or value < 0:
+            raise InputError(f"{name} must be a number ≥ 0, not {value}")
     known = {name for each in FORMATS.values() for name in each.options}
     unknown = sorted(set(options) - known)
     if unknown:
         raise InputError(f"unknown option {unknown[0]}: compress takes {', '.join(sorted(known))}")
-    given = {name: value for name, value in options.items() if name in chosen.options and value is not None}
-    return chosen.compress(operator, rtol=rtol, seed=seed, dtype=dtype, probes=probes, backend=backend, progress=progress, **given)
+
+
+def _given(format, options):
+    """The options that a format takes."""
+    return {name: value for name, value in options.items() if name in FORMATS[format].options and value is not None}
+
+
+def _made(format, prediction, operator, rtol, common, options):
+    """The matrix in that format; what its prediction made is taken over."""
+    prepared = {} if prediction is None or prediction.made is None else {"prepared": prediction.made}
+    return FORMATS[format].compress(operator, rtol=rtol, **common, **_given(format, options), **prepared)
+
+
+def _smallest(planned, facts, operator, rtol, common, options):
+    """The first format of a `planner.Plan`; with objective = "storage" the smallest of those that may be. Collective."""
+    explanation = list(explained(planned, facts))
+    tried, best = {}, None
+    for name in (planned.first, *planned.rivals):
+        if best is not None and planned.predictions[name].entries / planned.predictions[name].spread >= best.report["storage_entries"]:
+            continue
+        matrix = _made(name, planned.predictions[name], operator, rtol, common, options)
+        tried[name] = {"storage_percent": matrix.report["storage_percent"], "rtol_met": matrix.report["rtol_met"]}
+        if best is None or (not matrix.report["rtol_met"], matrix.report["storage_entries"]) < (not best.report["rtol_met"], best.report["storage_entries"]):
+            best = matrix
+    best.report["plan"] = planned.as_dict() | {"tried": tried, "explanation": explanation, "chosen": best.format}
+    best.report["timings"] = common["progress"].timings.as_dict()
+    return best
+
+
+def _left_of(rtol, quadrature):
+    """The tolerance of the compression after a quadrature of the samples: (rtol − q) ‖H‖ / ‖H_q‖ with ‖H_q‖ ≤ (1 + q) ‖H‖."""
+    if quadrature is None:
+        return rtol
+    if quadrature.error >= rtol:
+        raise InputError(
+            f"{len(quadrature.samples)} of {quadrature.n} samples have an error of {quadrature.error:.3g} already, which leaves nothing of rtol = "
+            f"{rtol:g}: use more samples (data.quadrature), or raise rtol"
+        )
+    return (rtol - quadrature.error) / (1 + quadrature.error)
+
+
+def _certify_both(matrix, operator, rtol, probes, seed):
+    """The error against all samples in place of that against the chosen ones. Both are kept, their sum is a bound: the smaller upper end
+    counts. Collective."""
+    report, q = matrix.report, operator.quadrature
+    norm = Norm(q.norm, q.norm, q.norm)  # known exactly
+    error, _ = certify(matrix, operator.full, probes, seed, "certificate of all samples", norm)
+    bound = q.error + (1 + q.error) * report["error_estimate"]["high"]
+    report["quadrature"] = {"samples": len(q.samples), "of": q.n, "error": q.error, "compression": report["error_estimate"], "bound": bound}
+    report["error_estimate"] = error.as_dict() | {"high": max(error.value, min(error.high, bound))}
+    report["rtol"], report["norm_frobenius"] = float(rtol), norm.value
+    report["rtol_met"] = bool(report["error_estimate"]["high"] <= rtol)
+    if not report["rtol_met"]:
+        line = f"rtol {rtol:g} not met with {len(q.samples)} of {q.n} samples: error {error.value:.3g}, at most {report['error_estimate']['high']:.3g}"
+        report["warnings"].append(line)
+        tell(matrix.comm, [line])

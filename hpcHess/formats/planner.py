@@ -1,14 +1,14 @@
 """`format = "auto"`: what each format would cost, the choice, and the reasons (docs/MATHEMATICS.md, "The choice of the format")."""
 
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import dataclass
 
 from hpcHess.compressed.facts import Facts
 from hpcHess.compressed.options import stored_dtype
 from hpcHess.formats.registry import FORMATS
 from hpcHess.parallel import memory as host_memory
 from hpcHess.runtime.errors import InputError
-
-OBJECTIVES, WORKLOADS = ("time", "storage"), ("solve", "multiply")
+from hpcHess.runtime.jobfile import WORKLOADS
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,10 @@ class Plan:
         bound = best.entries * best.spread
         return tuple(name for name in self.order[1:] if self.predictions[name].entries / self.predictions[name].spread < bound)
 
-    def cost(self, name, facts):
-        """What is minimized: numbers stored, or seconds of the compression and all right-hand sides."""
-        return cost_of(self.predictions[name], facts, self.objective)
-
     def as_dict(self):
         """For the report: plain values."""
-        table = {name: asdict(each) for name, each in self.predictions.items()}
-        return {"objective": self.objective, "order": list(self.order), "predictions": table, "memory": self.memory}
+        table = {name: {key: value for key, value in vars(each).items() if key != "made"} for name, each in self.predictions.items()}
+        return {"objective": self.objective, "order": list(self.order), "predictions": table, "memory": self.memory, "seconds": self.seconds}
 
 
 def cost_of(prediction, facts, objective):
@@ -67,16 +63,17 @@ def predictions_of(facts, names=None):
     return {each.name: each.predict(facts) for each in wanted}
 
 
-def plan(facts, objective, progress):
+def plan(facts, objective):
     """The `Plan` for these `Facts`. Collective. InputError where no format fits the memory or can serve, with the numbers."""
-    with progress.phase("plan"):
-        predicted = predictions_of(facts)
+    start = time.perf_counter()
+    predicted = predictions_of(facts)
+    seconds = facts.seconds + facts.comm.bcast(time.perf_counter() - start)
     chosen = {name: each for name, each in predicted.items() if not _why_not(name, each, facts, objective)}
     if not chosen:
         reasons = "; ".join(f"{name}: {_why_not(name, each, facts, objective)}" for name, each in predicted.items())
         raise InputError(f"no format can serve with {_gigabytes(facts.memory)} of memory: {reasons}")
     order = tuple(sorted(chosen, key=lambda name: cost_of(chosen[name], facts, objective)))
-    return Plan(objective, order, predicted, progress.timings.as_dict().get("plan", 0.0), facts.memory)
+    return Plan(objective, order, predicted, seconds, facts.memory)
 
 
 def _why_not(name, prediction, facts, objective):

@@ -23,9 +23,16 @@ DATASETS = ("digits", "mnist", "adult")
 DISTANCES = ("angle", "kernel", "input", "neuron", "parameter", "random", "auto")
 SAMPLINGS = ("sketch", "rows", "products")
 SOLVERS = ("elimination", "ulv", "woodbury")
+FORMATS = ("hss", "fmm", "kronecker-sum", "low-rank", "block-diagonal", "dense", "data-woodbury", "none", "auto")
+METHODS = ("randomized", "nystrom", "krylov")
+BLOCKS = ("layer", "neuron")
+STRUCTURED = ("none", "low-rank", "kronecker-sum", "auto")
+OBJECTIVES = ("time", "storage")
+WORKLOADS = ("solve", "multiply")
 MIN_PROBES = 32
 
 TEXT, INTEGER, NUMBER, INTEGERS = "text", "an integer", "a number", "a list of integers"
+TERMS = "\"auto\", \"kfac\" or an integer of at least 1"
 COUNT_OR_ERROR = "an integer of at least 1 (how many) or a number larger than 0 and smaller than 1 (the error)"
 
 
@@ -69,15 +76,23 @@ SCHEMA = {
         "n": Key(INTEGER, None, "number of rows, needed for raw files", least=1),
     },
     "compress": {
-        "format": Key(TEXT, "hss", "of the compressed matrix: hss (near blocks on the diagonal) or fmm (near lists)", ("hss", "fmm")),
+        "format": Key(TEXT, "hss", "of the compressed matrix (docs/FORMATS.md); auto: predicted and chosen", FORMATS),
         "leaf_size": Key(INTEGER, 64, "largest number of parameters in a leaf", least=2),
         "rtol": Key(NUMBER, 1e-2, "error of the whole matrix, relative to its Frobenius norm", within=(0, 1)),
-        "max_rank": Key(INTEGER, 0, "largest rank of a node, 0: unlimited", least=0),
+        "max_rank": Key(INTEGER, 0, "largest rank, of a node or of low-rank, 0: unlimited", least=0),
         "distance": Key(TEXT, "parameter", "of two parameters, for the tree; auto: the cheapest of them", DISTANCES),
         "budget": Key(NUMBER, None, "fmm: fraction of the leaves that may be near a leaf, 0 … 1 (0.03); hss is 0", within=(0, 1), closed=True),
         "n_neighbors": Key(INTEGER, 32, "nearest neighbours of a parameter, whose votes make the near lists and importance samples", least=1),
         "sampling": Key(TEXT, "sketch", "what the skeletons are chosen from; products: no entries, hss only", SAMPLINGS),
         "solver": Key(TEXT, "elimination", "which form of the Woodbury factors solves", SOLVERS),
+        "structured": Key(TEXT, "none", "hss, fmm: taken out before the tree; auto: what stores least, by trial", STRUCTURED),
+        "structured_size": Key(INTEGER, 0, "so many eigenpairs, or Kronecker terms of a layer pair (0: 32, 1)", least=0),
+        "terms": Key(TERMS, "auto", "kronecker-sum: as many as rtol needs, so many of every layer pair, or K-FAC"),
+        "method": Key(TEXT, "randomized", "low-rank: how the eigenpairs are found", METHODS),
+        "blocks": Key(TEXT, "layer", "block-diagonal: one block for each", BLOCKS),
+        "objective": Key(TEXT, "time", "auto: what is least", OBJECTIVES),
+        "rhs_count": Key(INTEGER, 64, "auto: right-hand sides expected", least=1),
+        "workload": Key(TEXT, "solve", "auto: what is done with them", WORKLOADS),
         "seed": Key(INTEGER, 0, "of sketches and probes", least=0),
         "dtype": Key(TEXT, "auto", "of what is stored; auto: float64 when rtol < 1e-5, else float32", ("auto", "float32", "float64")),
         "probes": Key(INTEGER, MIN_PROBES, "fresh probes of the error estimate", least=MIN_PROBES),
@@ -263,6 +278,7 @@ def _checked_value(name, key, value):
         INTEGER: is_integer(value),
         NUMBER: is_integer(value) or isinstance(value, float),
         INTEGERS: isinstance(value, list) and all(map(is_integer, value)),
+        TERMS: value in ("auto", "kfac") if isinstance(value, str) else is_integer(value) and 1 <= value <= _MAX_INTEGER,
         COUNT_OR_ERROR: 1 <= value <= _MAX_INTEGER if is_integer(value) else isinstance(value, float) and 0 < value < 1,
     }
     if not fits[key.holds]:
@@ -315,7 +331,9 @@ def _check_compress(compress):
     """Contradictory keys of [compress]."""
     if compress["format"] == "hss" and compress.get("budget", 0):
         raise InputError(f'compress.budget = {compress["budget"]} contradicts compress.format = "hss": use format = "fmm"')
-    if compress["sampling"] == "products" and compress["format"] != "hss":
+    if compress["structured"] != "none" and compress["format"] not in ("hss", "fmm"):
+        raise InputError(f'compress.structured = "{compress["structured"]}" goes with compress.format = "hss" or "fmm"')
+    if compress["sampling"] == "products" and compress["format"] == "fmm":
         raise InputError('compress.sampling = "products" compresses to compress.format = "hss" only')
 
 
