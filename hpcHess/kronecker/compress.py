@@ -23,12 +23,13 @@ SINGLE_RTOL = 3e-3  # from here on the products of the randomized route are in t
 _NUMBERS = 1 << 25  # of the coordinates of terms in the making
 
 
-def compress_kronecker(operator, rtol=1e-2, seed=0, dtype="auto", probes=32, backend="auto", progress=None, terms="auto"):
+def compress_kronecker(operator, rtol=1e-2, seed=0, dtype="auto", probes=32, backend="auto", progress=None, terms="auto", prepared=None):
     """`KroneckerSum` with ‖H̃ − H‖_F ≤ rtol ‖H‖_F of a network's Gram-type curvature operator; the error is exact, not estimated. Collective.
 
     terms    "auto": as many as rtol needs, by error removed per number stored over all layer pairs; an integer K: the best K of every
              pair; "kfac": K-FAC itself, one term for every layer. rtol then only says what `report["rtol_met"]` is judged by
     seed     of the randomized decompositions (more than `spectra.GRAM_SAMPLES` samples)
+    prepared (layers, spectra) of `analysed` where they are at hand
     `probes` has no effect. Raises InputError for an operator without layers.
     """
     check_common(rtol, seed, probes, dtype)
@@ -41,9 +42,7 @@ def compress_kronecker(operator, rtol=1e-2, seed=0, dtype="auto", probes=32, bac
     comm, progress = operator.comm, Silent() if progress is None else progress
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("singular values"):
-        layers = layers_of(operator)
-        pairs = pairs_of(operator, layers, rtol)
-        spectra = spectra_of(pairs, comm, operator.mine, seed)
+        layers, spectra = prepared or analysed(operator, rtol, seed)
         kfac = [Kfac(each.pair, comm, operator.mine, each.norm2) if each.pair.times == 1 else None for each in spectra]
         chosen = _chosen(spectra, kfac, terms, rtol)
     with progress.phase("terms"):
@@ -57,6 +56,12 @@ def compress_kronecker(operator, rtol=1e-2, seed=0, dtype="auto", probes=32, bac
     matrix.report["warnings"] += _warnings(matrix, spectra, chosen, terms, rtol, dtype)
     tell(comm, matrix.report["warnings"])
     return matrix
+
+
+def analysed(operator, rtol, seed=0):
+    """(layers, spectra of all their pairs that are not zero). Collective."""
+    layers = layers_of(operator)
+    return layers, spectra_of(pairs_of(operator, layers, rtol), operator.comm, operator.mine, seed)
 
 
 def checked_terms(terms):
@@ -146,14 +151,15 @@ def _comparison(spectra, kfac, chosen, matrix):
     offered = [min(1, len(each.values)) for each in spectra]
     diagonal = [count * (each.pair.times == 1) for each, count in zip(spectra, offered, strict=True)]
     kfac2 = sum(2 * each.norm2 if own is None else own.squared for each, own in zip(spectra, kfac, strict=True))
-    found = {"kfac": (_relative(kfac2, norm2), _numbers(spectra, diagonal))}
+    found = {"kfac": (_relative(kfac2, norm2), stored_numbers(spectra, diagonal))}
     for name, counts in (("one term a layer", diagonal), ("one term a pair", offered)):
-        found[name] = _relative(squared_error(spectra, counts), norm2), _numbers(spectra, counts)
+        found[name] = _relative(squared_error(spectra, counts), norm2), stored_numbers(spectra, counts)
     found["this"] = chosen.error, matrix.report["storage_entries"]
     return {name: {"error": error, "storage_percent": 100.0 * numbers / n2} for name, (error, numbers) in found.items()}
 
 
-def _numbers(spectra, counts):
+def stored_numbers(spectra, counts):
+    """Numbers of so many terms of every spectrum, what they share included."""
     return sum(count * each.pair.term_numbers() + bool(count) * each.pair.shared_numbers() for each, count in zip(spectra, counts, strict=True))
 
 
@@ -165,7 +171,7 @@ def _table(spectra, chosen):
         count, kfac = taken.get(id(each), (0, None))
         left = each.pair.times * (each.tails[count] if kfac is None else kfac.squared)
         row = {"layers": list(each.pair.layers), "route": each.route, "terms": int(count), "offered": len(each.values)}
-        rows.append(row | {"numbers": _numbers([each], [int(count)]), "error": _relative(left, chosen.norm**2)})
+        rows.append(row | {"numbers": stored_numbers([each], [int(count)]), "error": _relative(left, chosen.norm**2)})
     return rows
 
 
