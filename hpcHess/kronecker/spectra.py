@@ -26,6 +26,7 @@ OVERSAMPLING = 8
 _MESSAGE = 1 << 27
 _SAMPLES, _LEAST = 1024, 64
 _NUMBERS = 1 << 24
+_SQUARE = 2048  # samples in a block of the Gram matrices of `squared_norms`
 
 
 class Pair:
@@ -263,7 +264,7 @@ def squared_norms(pairs, comm):
     """‖R‖_F² of every pair, Σ_ij ⟨φ_i, φ_j⟩⟨ψ_i, ψ_j⟩ / n², by pairs of blocks of samples that the ranks share. Collective."""
     totals = np.zeros(len(pairs))
     for at, pair in enumerate(pairs):
-        blocks, task = list(pair.blocks(slice(0, pair.n))), 0
+        blocks, task = [np.arange(lo, min(pair.n, lo + _SQUARE)) for lo in range(0, pair.n, _SQUARE)], 0
         with together(comm):
             for a, I in enumerate(blocks):
                 for b, J in enumerate(blocks[: a + 1]):

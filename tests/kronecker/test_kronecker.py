@@ -1,0 +1,165 @@
+"""Kronecker sums against the dense rearranged SVD, on any number of ranks."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.kronecker.compress import compress_kronecker
+from hpcHess.parallel.ownership import row_starts
+from hpcHess.runtime.errors import HpcHessWarning, InputError
+from tests.curvature.test_gauss_newton import CASES, make, near
+from tests.reference.dense_operator import DenseOperator, dense
+from tests.reference.gauss_newton import gauss_newton
+from tests.reference.kronecker import best_sum, kfac, matrix_order
+
+
+def compressed(operator, **keywords):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HpcHessWarning)  # rtol not met by a fixed number of terms
+        return compress_kronecker(operator, **({"dtype": "float64"} | keywords))
+
+
+def relative(found, H):
+    return np.linalg.norm(found - H) / np.linalg.norm(H)
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request, comm):
+    """(network, inputs, dense H, operator)."""
+    network, inputs = make(request.param)
+    operator = GaussNewton(network, inputs, comm=comm)
+    yield network, inputs, gauss_newton(network, inputs), operator
+    operator.close()
+
+
+@pytest.mark.parametrize("terms", [1, 2, "auto"])
+def test_terms_are_the_best_and_the_error_is_exact(case, terms):
+    network, _, H, operator = case
+    K = compressed(operator, terms=terms, rtol=3e-2)
+    counts = {tuple(row["layers"]): row["terms"] for row in K.report["pairs"]}
+    assert len(counts) == len(network.weights) * (len(network.weights) + 1) // 2
+    best, values = best_sum(H, network, counts)
+    error = relative(dense(K), H)
+    assert abs(error - K.report["error_estimate"]["value"]) <= 1e-10
+    assert abs(error - relative(best, H)) <= 1e-10
+    for row in K.report["pairs"]:
+        s = values[tuple(row["layers"])]
+        if terms != "auto":
+            assert row["terms"] == min(terms, (s > 1e-12 * s[0]).sum())
+    estimate = K.report["error_estimate"]
+    assert estimate["low"] == estimate["high"] == estimate["value"] and estimate["probes"] == 0 and estimate["exact"]
+    assert K.report["rtol_met"] == (estimate["value"] <= 3e-2)
+    assert abs(K.report["norm_frobenius"] / np.linalg.norm(H) - 1) <= 1e-12
+    assert terms != "auto" or K.report["rtol_met"]
+
+
+def test_the_choice_is_greedy_and_minimal(case):
+    _, _, H, operator = case
+    K = compressed(operator, rtol=1e-2)
+    rows = [row for row in K.report["pairs"] if row["terms"]]
+    assert K.report["storage_entries"] == sum(row["numbers"] for row in rows) == K.storage()["storage_entries"]
+    every = compressed(operator, terms=max(row["terms"] for row in rows), rtol=1e-2)  # also meets it
+    assert every.report["rtol_met"] and K.report["storage_entries"] <= every.report["storage_entries"]
+    dropped = compressed(operator, rtol=min(0.999, K.report["error_estimate"]["value"] * (1 + 1e-9) + 1e-14))
+    assert dropped.report["storage_entries"] == K.report["storage_entries"]
+
+
+def dead_rows_and_columns(network, H):
+    """Parameters of neurons and of inputs whose rows of H are all zero."""
+    found = []
+    for index in matrix_order(network):
+        alive = H[index].any(axis=2)
+        found.append(index[~(alive.any(axis=1)[:, None] & alive.any(axis=0))])
+    return np.concatenate(found)
+
+
+def test_products_diagonal_trace_entries(case, comm):
+    network, _, H, operator = case
+    for dtype, tolerance in (("float64", 1e-13), ("float32", 1e-6)):
+        K = compressed(operator, rtol=5e-2, dtype=dtype)
+        E = dense(K)
+        assert K.shape == H.shape and K.dtype == dtype
+        near(E, E.T, tolerance)
+        V = np.random.default_rng(1).standard_normal((len(H), 5))
+        near(K @ V, E @ V, tolerance)
+        near(K @ V[:, 0], E @ V[:, 0], tolerance)
+        assert (K @ V.astype(dtype)).dtype == np.dtype(dtype) and (K @ V).dtype == np.float64
+        lo, hi = row_starts(len(H), comm.size)[comm.rank : comm.rank + 2]
+        near(K.matmat_rows(np.ascontiguousarray(V[lo:hi])), (E @ V)[lo:hi], tolerance, E @ V)
+        assert K.matmat_rows(V[lo:hi, :0]).shape == (hi - lo, 0)
+        near(K.diagonal(), np.diag(E), tolerance)
+        near(np.array(K.trace()), np.trace(E), tolerance)
+        near(np.array(K.norm_frobenius()), np.linalg.norm(E), tolerance)
+        dead = dead_rows_and_columns(network, H)
+        assert K.n_alive == len(H) - len(dead) and not E[dead].any() and not E[:, dead].any()
+        rng = np.random.default_rng(comm.rank)  # other entries on every rank: not collective
+        I, J = rng.integers(0, len(H), 9), rng.integers(0, len(H), 12)
+        near(K.entries(I, J), E[np.ix_(I, J)], tolerance, E)
+        found = K.entries_batch(I, np.array([0, 4, 4, 9]), J, np.array([0, 5, 6, 12]))
+        near(found[0], E[np.ix_(I[:4], J[:5])], tolerance, E)
+        near(found[2], E[np.ix_(I[4:], J[6:])], tolerance, E)
+
+
+def test_kfac(case):
+    network, inputs, H, operator = case
+    K = compressed(operator, terms="kfac")
+    expected = kfac(network, inputs)
+    near(dense(K), expected, 1e-13)
+    error = relative(expected, H)
+    assert abs(K.report["error_estimate"]["value"] - error) <= (1e-10 if error > 1e-6 else 1e-7)
+    comparison = K.report["comparison"]
+    one = compressed(operator, terms=1).report
+    layers, pairs, best = (comparison[name]["error"] for name in ("one term a layer", "one term a pair", "kfac"))
+    assert abs(pairs - one["error_estimate"]["value"]) <= 1e-12 and pairs <= layers + 1e-12 and layers <= best + 1e-7
+    assert comparison["one term a pair"]["storage_percent"] == one["storage_percent"]
+    assert comparison["kfac"]["storage_percent"] == K.report["storage_percent"] == comparison["this"]["storage_percent"]
+
+
+@pytest.mark.parametrize("name", ["tanh classes, some biases", "values, few outputs"])
+def test_weighted_samples(name, comm):
+    network, inputs = make(name)
+    weights = np.random.default_rng(5).random(len(inputs))
+    weights[2] = 0
+    operator = GaussNewton(network, inputs, weights=weights, comm=comm)
+    H = sum(weight * gauss_newton(network, x[None]) for weight, x in zip(weights, inputs, strict=True))
+    K = compressed(operator, rtol=1e-2)
+    assert abs(relative(dense(K), H) - K.report["error_estimate"]["value"]) <= 1e-10 and K.report["rtol_met"]
+    near(dense(compressed(operator, terms="kfac")), _weighted_kfac(network, inputs, weights), 1e-13)
+
+
+def _weighted_kfac(network, inputs, weights):
+    """The mean of the weighted measure: E is Σ w_i, of the kernels and the inputs; weights that do not sum to 1 count in both."""
+    return kfac(network, inputs, weights)
+
+
+def test_inputs_that_do_not_fit(comm):
+    H = np.eye(6)
+    with pytest.raises(InputError, match="needs a network's layers"):
+        compress_kronecker(DenseOperator(H, comm))
+    network, inputs = make("relu classes")
+    operator = GaussNewton(network, inputs, comm=comm)
+    for wrong in ("all", 0, 1.5, -2, None):
+        with pytest.raises(InputError, match="terms must be"):
+            compress_kronecker(operator, terms=wrong)
+    with pytest.raises(InputError, match="rtol"):
+        compress_kronecker(operator, rtol=0)
+
+
+def test_what_is_not_met_is_told(comm):
+    network, inputs = make("relu classes")
+    operator = GaussNewton(network, inputs, comm=comm)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        K = compress_kronecker(operator, terms=1, rtol=1e-3)
+    assert not K.report["rtol_met"] and any("not met" in line for line in K.report["warnings"])
+    assert (len(caught) > 0) == (comm.rank == 0)
+
+
+def test_a_zero_matrix(comm):
+    network, inputs = make("relu classes")
+    operator = GaussNewton(network, np.zeros_like(inputs), weights=None, comm=comm)
+    K = compressed(operator, rtol=1e-2)
+    H = gauss_newton(network, np.zeros_like(inputs))
+    assert relative(dense(K), H) <= 1e-2 if H.any() else not dense(K).any()
