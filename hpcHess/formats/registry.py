@@ -1,9 +1,11 @@
 """All formats by name: the one place where a format is registered."""
 
+from hpcHess.blockwise.format import BLOCK_DIAGONAL, DENSE
 from hpcHess.hierarchical.format import FMM, HSS
+from hpcHess.kronecker.format import KRONECKER_SUM
 from hpcHess.runtime.errors import InputError
 
-FORMATS = {each.name: each for each in (HSS, FMM)}
+FORMATS = {each.name: each for each in (HSS, FMM, BLOCK_DIAGONAL, DENSE, KRONECKER_SUM)}
 
 
 def format_of(name):

@@ -4,6 +4,9 @@ import os
 
 from mpi4py import MPI
 
+from hpcHess.parallel.agree import agree
+from hpcHess.runtime.errors import InputError
+
 
 def free_bytes():
     """Memory that this host can give without swapping: MemAvailable (Linux), else the free pages."""
@@ -20,3 +23,15 @@ def fair_share(comm):
     share = host.bcast(free_bytes()) // host.size
     host.Free()
     return comm.allreduce(share, MPI.MIN)
+
+
+def check_room(comm, n_bytes, what):
+    """InputError on all ranks, naming `what`, where the ranks of a host are to take `n_bytes` (this rank's share) more than it has. Collective."""
+    host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    wanted, free = host.allreduce(int(n_bytes)), host.bcast(free_bytes() if host.rank == 0 else None)
+    host.Free()
+    error = None
+    if wanted > free:
+        sizes = f"{wanted / 2**30:,.3g} GiB of memory on a host that has {free / 2**30:,.3g} GiB free"
+        error = InputError(f"{what} would take {sizes}: use more hosts, a smaller problem, or another format")
+    agree(comm, error)
