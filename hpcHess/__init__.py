@@ -14,7 +14,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "BlackBox": "hpcHess.curvature.black_box",
     "DenseMatrix": "hpcHess.curvature.dense",
+    "EmpiricalFisher": "hpcHess.curvature.fisher",
     "FactorFilePC": "hpcHess.formats.factor_pc",
+    "Fisher": "hpcHess.curvature.fisher",
     "GaussNewton": "hpcHess.curvature.gauss_newton",
     "HierarchicalMatrix": "hpcHess.hierarchical.matrix",
     "InputError": "hpcHess.runtime.errors",

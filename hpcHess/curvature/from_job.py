@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hpcHess.curvature.dense import DenseMatrix
+from hpcHess.curvature.fisher import EmpiricalFisher, Fisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.quadrature import quadrature
 from hpcHess.networks.network import Network
@@ -12,6 +13,8 @@ from hpcHess.networks.problem import load_problem
 from hpcHess.parallel.agree import on_root
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.jobfile import Job
+
+KINDS = {"gauss-newton": GaussNewton, "fisher": Fisher, "opg": EmpiricalFisher}
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def _full_operator(job, comm, dtype, network):
         operator = DenseMatrix(job.path("matrix", "file"), job["matrix"].get("n"), comm, dtype)
         return operator, Origin({"matrix_hash": operator.digest}, f"dense matrix {job['matrix']['file']}")
     problem = load_problem(job, comm, network)
-    operator = GaussNewton(problem.network, problem.inputs, problem.targets, comm=comm, dtype=dtype)
+    operator = KINDS[job["curvature"]["kind"]](problem.network, problem.inputs, problem.targets, comm=comm, dtype=dtype)
     digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
     summary = f"n = {operator.n_samples} samples, d = {operator.n_outputs} outputs"
     return operator, Origin(digests, summary, problem.network if "fit" in job["network"] else None)

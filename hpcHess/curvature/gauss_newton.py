@@ -49,11 +49,26 @@ class GaussNewton:
     def __init__(self, network, inputs, targets=None, weights=None, comm=MPI.COMM_WORLD, dtype=np.float64, backend="auto"):
         with together(comm):
             dtype = checked_dtype(dtype)
-            inputs = _checked_inputs(network, inputs, targets)
+            inputs, targets = self._checked(network, inputs, targets)
             weights = None if weights is None else _checked_weights(weights, len(inputs))
             arrays = backends.get(backend) if isinstance(backend, str) else backend
-        self._make(network, Samples(network, inputs, comm, dtype, weights), comm, arrays)
+        self._make(network, self._samples(network, inputs, targets, weights, comm, dtype), comm, arrays)
         self.quadrature, self._full = None, None
+
+    @staticmethod
+    def _checked(network, inputs, targets):
+        """(inputs as float32 or float64 [n, d_0], targets); InputError where they do not fit the network."""
+        if not isinstance(network, Network):
+            raise InputError(f"the network must be an hpcHess.Network (read_network, Network.from_arrays), not {type(network).__name__}")
+        if targets is None:  # any valid ones
+            n = len(inputs) if np.ndim(inputs) else 0
+            targets = np.zeros(n, np.int64) if network.loss == "cross-entropy" else np.zeros((n, network.n_outputs), np.float32)
+        return checked_data(network, inputs, targets)
+
+    @staticmethod
+    def _samples(network, inputs, targets, weights, comm, dtype):
+        """`Samples` of the curvature. Collective."""
+        return Samples(network, inputs, comm, dtype, weights)
 
     @property
     def full(self):
@@ -83,7 +98,7 @@ class GaussNewton:
         self.alive = np.flatnonzero(self._by_parameter(self._sees, np.float32, MPI.MAX)).astype(np.int64)
 
     def __repr__(self):
-        return f"GaussNewton({self.network!r}, {self.n_samples} samples, {self.dtype})"
+        return f"{type(self).__name__}({self.network!r}, {self.n_samples} samples, {self.dtype})"
 
     @property
     def shape(self):
@@ -196,16 +211,6 @@ class GaussNewton:
         """Free the host's shared memory; the operator cannot be used any more. Collective."""
         self._entries.kernel.close()
         self.samples.close()
-
-
-def _checked_inputs(network, inputs, targets):
-    """The inputs as float32 or float64 [n, d_0]; InputError where they or the targets do not fit the network."""
-    if not isinstance(network, Network):
-        raise InputError(f"the network must be an hpcHess.Network (read_network, Network.from_arrays), not {type(network).__name__}")
-    if targets is None:  # any valid ones
-        n = len(inputs) if np.ndim(inputs) else 0
-        targets = np.zeros(n, np.int64) if network.loss == "cross-entropy" else np.zeros((n, network.n_outputs), np.float32)
-    return checked_data(network, inputs, targets)[0]
 
 
 def _checked_weights(weights, n):

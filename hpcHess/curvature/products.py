@@ -46,7 +46,7 @@ class Products:
         self.n_params, self.n_outputs = network.n_params, network.n_outputs
         self.X = backend.asarray(samples.X[:, mine])
         self.slopes = [backend.asarray(samples.slope(layer)[:, mine]) for layer in range(samples.n_layers - 1)]
-        self.p = None if samples.p is None else backend.asarray(samples.p[:, mine])
+        self.output = None if samples.output is None else backend.asarray(np.ascontiguousarray(samples.output[:, mine]))
         weights = [backend.asarray(np.ascontiguousarray(W, self.dtype)) for W in network.weights]
         self.layers = [_Layer(*each) for each in zip(weights, network.layer_offsets, samples.row_starts[:-1].tolist(), strict=True)]
 
@@ -57,7 +57,7 @@ class Products:
         def outputs(sweep, block, columns):
             sweep.load(V[:, columns])
             U = sweep.forward(block, columns.stop - columns.start)
-            self.loss.apply_hessian(U, None if self.p is None else self.p[:, block])
+            self.loss.apply_hessian(U, None if self.output is None else self.output[:, block])
             return U
 
         return self._assemble(V.shape[1], outputs, 1 / self.n, forward=True)
@@ -71,7 +71,7 @@ class Products:
             xi = gaussian_rows(seed, "probe", *rows, range(columns.start, columns.stop), self.dtype).T
             U = sweep.buffer(self.layers[-1].out, columns.stop - columns.start, block, len(self.layers) - 1)
             U[...] = self.backend.asarray(xi).reshape(len(xi), -1, d).transpose(0, 2, 1)
-            self.loss.apply_root(U, None if self.p is None else self.p[:, block])
+            self.loss.apply_root(U, None if self.output is None else self.output[:, block])
             return U
 
         return self._assemble(k, outputs, 1 / np.sqrt(self.n * max(k, 1)), forward=False)

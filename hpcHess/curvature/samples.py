@@ -12,6 +12,8 @@ Only inner products of columns of C matter, so a cheaper C with the same ones ma
   ⟨C e_p, v⟩ = √p_p v_p for a column v of any layer.
 * all others: C stored sample by sample, [d_ℓ, r, n].
 
+With targets, Q_i = δ_i δ_iᵀ, the outer product of the gradient δ_i = ∂f/∂z_i, R_i = δ_i: C_i^ℓ = ∂f/∂a_i^ℓ, r = 1, stored for all layers.
+
 Arrays have the samples last. Factors are computed in float64 and rounded once.
 """
 
@@ -20,7 +22,7 @@ import copy
 import numpy as np
 
 from hpcHess.networks.activations import ACTIVATIONS
-from hpcHess.networks.losses import LOSSES, softmax
+from hpcHess.networks.losses import LOSSES, CrossEntropy, OuterProduct, softmax
 from hpcHess.parallel.ownership import starts_of
 from hpcHess.parallel.shared import HostArray
 
@@ -40,21 +42,23 @@ class Samples:
     occurs in H_i = J_iᵀ Q_i J_i twice, the rest of the factored form stays. Collective; every host's ranks share the work.
     """
 
-    def __init__(self, network, inputs, comm, dtype, weights=None):
-        self.loss, self.n, self.dtype = LOSSES[network.loss], len(inputs), np.dtype(dtype)
+    def __init__(self, network, inputs, comm, dtype, weights=None, targets=None):
+        self.loss, self.n, self.dtype = LOSSES[network.loss] if targets is None else OuterProduct, len(inputs), np.dtype(dtype)
+        self._targets = targets
         self.widths, self.n_layers, self._held = network.widths, network.n_layers, []
         self.has_bias = [b is not None for b in network.biases]
         self.row_starts = starts_of(np.array(self.widths[:-1]) + 1)
         self.neuron_starts = starts_of(self.widths[1:])
         self.M, self._root = self._shared_factors(network)
-        self.rank = self.widths[-1] if self._root is None else len(self._root)
+        self.rank = 1 if targets is not None else self.widths[-1] if self._root is None else len(self._root)
         self.X = self._allocate(comm, (int(self.row_starts[-1]), self.n))
         self.slopes = self._allocate(comm, (int(self.neuron_starts[-2]), self.n))
-        self.p, self.rest = (None if self.loss.constant else self._allocate(comm, (self.widths[-1], self.n)) for _ in range(2))
-        stored = self.n_layers - (2 if self.loss.constant else 1)
+        self.p, self.rest = (None if self.loss is not CrossEntropy else self._allocate(comm, (self.widths[-1], self.n)) for _ in range(2))
+        stored = self.n_layers - (2 if self.loss.constant else 1 if targets is None else 0)
         self.C = [self._allocate(comm, (width, self.rank, self.n)) if layer < stored else None for layer, width in enumerate(self.widths[1:])]
         self._scale = None if weights is None else np.sqrt(self.n * np.asarray(weights, np.float64))
         self._fill(network, inputs)
+        self._targets = None
 
     def chosen(self, samples, weights, comm):
         """The `Samples` of Σ_k w_k H_{i_k} for sample numbers i [c] and weights w [c]; these ones' scale (1/n) Σ_i H_i. Collective."""
@@ -141,11 +145,16 @@ class Samples:
                 slopes.append(slope)
         if self.p is not None:
             self.p[:, block], self.rest[:, block] = self._probabilities = softmax(a)
+        if self._targets is not None:
+            self._gradients = LOSSES[network.loss].gradient(a, self._targets[block])
         return slopes
 
     def _backward(self, network, slopes, block):
         """Store C of the layers that have one, from the last of them to the first: [d_ℓ, r, samples]."""
         C = None
+        if self._targets is not None:
+            C = self._gradients[:, None]
+            self.C[-1][:, :, block] = C
         for layer in range(self.n_layers - 2, -1, -1):
             W = network.weights[layer + 1]
             if C is not None:
@@ -168,6 +177,11 @@ class Samples:
         if layer == self.n_layers - 1:
             return np.ones(shape, bool)
         return self.M[layer].any(axis=1)[:, None] & (self.slope(layer)[:, rows] != 0)
+
+    @property
+    def output(self):
+        """What Q_i and R_i are made of, [d, n]: p, or the gradients ∂f/∂z, or None."""
+        return self.C[-1][:, 0] if self.loss is OuterProduct else self.p
 
     def own_kernel(self, layer, rows):
         """κ_i(p, p) for a slice of samples, float64 [d_ℓ, len]."""

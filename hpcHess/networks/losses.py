@@ -24,6 +24,14 @@ class CrossEntropy:
     constant = False
 
     @staticmethod
+    def gradient(z, labels):
+        """∂f/∂z = p − e_y for logits z [d, n] and integer labels [n], [d, n]; −(1 − p) of the label without cancellation."""
+        p, rest = softmax(z)
+        samples = np.arange(z.shape[1])
+        p[labels, samples] = -rest[labels, samples]
+        return p
+
+    @staticmethod
     def apply_hessian(U, p):
         """U ← Q U in place: p ∘ (U − Σ p U)."""
         U -= (U * p).sum(axis=1, keepdims=True)
@@ -42,6 +50,11 @@ class SquaredError:
     constant = True
 
     @staticmethod
+    def gradient(z, targets):
+        """∂f/∂z = 2 (z − y) for z [d, n] and y [n, d], [d, n]."""
+        return 2 * (z - targets.T)
+
+    @staticmethod
     def apply_hessian(U, p=None):
         """U ← Q U in place."""
         U *= 2
@@ -50,6 +63,22 @@ class SquaredError:
     def apply_root(U, p=None):
         """U ← R U in place."""
         U *= U.dtype.type(np.sqrt(2.0))
+
+
+class OuterProduct:
+    """Q = δ δᵀ, R = δ for the gradients δ = ∂f/∂z of whichever loss, [d, n]: no Hessian, but it takes the place of one."""
+
+    constant = False
+
+    @staticmethod
+    def apply_hessian(U, delta):
+        """U ← δ δᵀ U in place."""
+        U[...] = delta * (U * delta).sum(axis=1, keepdims=True)
+
+    @staticmethod
+    def apply_root(U, delta):
+        """U ← δ u_0 in place, u_0 the first of U's d numbers a sample: R has one column."""
+        U[...] = delta * U[:, :1].copy()
 
 
 LOSSES = {"cross-entropy": CrossEntropy, "squared-error": SquaredError}

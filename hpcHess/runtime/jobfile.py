@@ -69,7 +69,7 @@ SCHEMA = {
         "task": Key(TEXT, "classify", "autoencode: the targets are the inputs, the loss is squared-error", ("classify", "autoencode")),
     },
     "curvature": {
-        "kind": Key(TEXT, "gauss-newton", "which matrix", ("gauss-newton",)),
+        "kind": Key(TEXT, "gauss-newton", "which matrix; opg: outer products of the gradients", ("gauss-newton", "fisher", "opg")),
     },
     "matrix": {
         "file": Key(TEXT, None, "instead of network and data: K.npy, K.h5:/K, or any other name: raw little-endian float32, row-major"),

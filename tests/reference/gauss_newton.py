@@ -49,3 +49,21 @@ def gauss_newton(network, inputs):
             J[:, j] = outputs(stepped, shapes, has_bias, network.activation, x).imag / STEP
         H += J.T @ loss_hessian(z, network.loss) @ J
     return H / len(inputs)
+
+
+def outer_products(network, inputs, targets):
+    """(1/n) Σ g gᵀ [N, N] float64 of the gradients g of every sample's loss, by complex steps of the loss itself."""
+    pieces = [each.ravel() for pair in zip(network.weights, network.biases, strict=True) for each in pair if each is not None]
+    theta = np.concatenate(pieces).astype(complex)
+    shapes, has_bias = [W.shape for W in network.weights], [b is not None for b in network.biases]
+    H = np.zeros((len(theta), len(theta)))
+    for x, y in zip(np.asarray(inputs, np.float64), targets, strict=True):
+        g = np.empty(len(theta))
+        for j in range(len(theta)):
+            stepped = theta.copy()
+            stepped[j] += 1j * STEP
+            z = outputs(stepped, shapes, has_bias, network.activation, x)
+            value = ((z - y) ** 2).sum() if network.loss == "squared-error" else np.log(np.exp(z - z[y]).sum())
+            g[j] = value.imag / STEP
+        H += np.outer(g, g)
+    return H / len(inputs)
