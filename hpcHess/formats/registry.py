@@ -3,9 +3,10 @@
 from hpcHess.blockwise.format import BLOCK_DIAGONAL, DENSE
 from hpcHess.hierarchical.format import FMM, HSS
 from hpcHess.kronecker.format import KRONECKER_SUM
+from hpcHess.lowrank.format import LOW_RANK
 from hpcHess.runtime.errors import InputError
 
-FORMATS = {each.name: each for each in (HSS, FMM, BLOCK_DIAGONAL, DENSE, KRONECKER_SUM)}
+FORMATS = {each.name: each for each in (HSS, FMM, BLOCK_DIAGONAL, DENSE, KRONECKER_SUM, LOW_RANK)}
 
 
 def format_of(name):

@@ -1,0 +1,103 @@
+r"""The rank: how far a finder's space must grow, and how many of its eigenpairs are kept.
+
+A finder has a `basis` (orthonormal Q [n, m]) and a `core()` M [m, m], H ≈ Q M Qᵀ. With steering probes G, R = HG − Q M QᵀG and M = SΘSᵀ,
+
+    ‖H − U_r Θ_r U_rᵀ‖_F² = E‖R g‖² + Σ_{i>r} (θ_i² + 2 E[(UᵀR g)_i θ_i (Uᵀg)_i]),   U = QS,
+
+so one product with the probes tells the error for every r; the dropped part is exact where M = QᵀHQ (the cross terms are zero then).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcHess.compressed.certificate import frobenius_interval
+from hpcHess.lowrank.basis import summed
+
+STEERING = 16  # probes
+NOISE = 5  # ε |θ_1|: smaller eigenvalues are rounding
+
+
+class Steering:
+    """Probes G [n, q], their products HG, and what they tell of ‖H‖_F. Making it is collective."""
+
+    def __init__(self, products, seed):
+        self.comm, self.G = products.comm, products.gaussian(seed, "steering", range(STEERING))
+        self.HG = products.apply(self.G)
+        self._squares = summed(self.comm, np.einsum("ij,ij->j", self.HG, self.HG, dtype=np.float64))
+        self.zero = not self._squares.any()
+
+    def norm(self):
+        """‖H‖_F by the probes alone: to some ten per cent, less where few directions dominate."""
+        return float(np.sqrt(self._squares.mean()))
+
+
+@dataclass
+class Cut:
+    """The eigenpairs kept: U = QS, S [m, r], values θ [r], largest magnitude first.
+
+    met   whether the error is within the tolerance by the steering probes; wanted: the rank that this took, None where it is unknown
+    """
+
+    S: np.ndarray
+    values: np.ndarray
+    met: bool
+    wanted: int | None = None
+
+
+def search(finder, steering, rtol, norm=None, max_rank=0, advance=lambda columns: None):
+    """Grow the finder until rtol (relative to `norm`, default ‖H‖_F) or max_rank is reached and its pairs have settled: a `Cut`. Collective."""
+    if steering.zero:
+        return Cut(np.zeros((finder.basis.size, 0)), np.zeros(0), True, 0)
+    while True:
+        before = finder.basis.size
+        cut = _cut(finder, steering, rtol, norm, max_rank)
+        if cut is not None:
+            return cut
+        finder.grow()
+        advance(finder.basis.size - before)
+
+
+def _cut(finder, steering, rtol, norm, max_rank):
+    """A Cut, or None where the space must grow."""
+    basis, core, comm = finder.basis, finder.core(), steering.comm
+    if not basis.size:
+        return None
+    C = basis.project(steering.G)
+    image = core @ C
+    R = steering.HG - basis.combine(image)
+    squares = summed(comm, np.einsum("ij,ij->j", R, R, dtype=np.float64))
+    D = basis.project(R)
+    norm_2 = norm**2 if norm else float(np.mean(squares + 2 * np.einsum("ij,ij->j", image, D))) + float(np.sum(core**2))
+    allowed = rtol**2 * norm_2
+    enough = squares.mean() <= allowed or finder.exhausted
+    if not enough and not 0 < max_rank <= basis.size:
+        return None
+    theta, S = np.linalg.eigh(core)
+    order = np.argsort(-np.abs(theta), kind="stable")
+    theta, S = theta[order], S[:, order]
+    rank, met = _rank(squares, theta, S.T @ D, S.T @ C, allowed)
+    wanted = rank if met else None
+    if finder.exhausted and not met:
+        rank = int(np.count_nonzero(np.abs(theta) > NOISE * np.finfo(steering.G.dtype).eps * abs(theta[0])))
+    if max_rank and rank > max_rank:
+        rank, met = max_rank, False
+    elif not met and not finder.exhausted:
+        return None
+    if not finder.settled(S[:, :rank], allowed):
+        return None
+    return Cut(S[:, :rank], theta[:rank], met, wanted)
+
+
+def _rank(squares, theta, D, C, allowed):
+    """(the smallest rank whose error, at the upper end of its interval, is allowed, True), or (all, False)."""
+    cross = 2 * theta[:, None] * D * C
+    dropped = np.append(np.cumsum((theta**2 + cross.mean(axis=1))[::-1])[::-1], 0.0)
+    errors = squares.mean() + dropped
+    fits = np.flatnonzero(errors <= allowed)
+    if not len(fits):
+        return len(theta), False
+    first = int(fits[0])
+    value, _, high = frobenius_interval(np.maximum(squares + (cross + (theta[:, None] * C) ** 2)[first:].sum(axis=0), 0))
+    fits = np.flatnonzero(errors * ((high / value) ** 2 if value else 1.0) <= allowed)
+    return (int(fits[0]), True) if len(fits) else (len(theta), False)
