@@ -9,44 +9,56 @@ from hpcHess.kronecker.selection import choose
 from hpcHess.kronecker.spectra import GRAM_SAMPLES
 from hpcHess.parallel.random import scramble
 
-SAMPLES = 2000  # that stand for more than GRAM_SAMPLES
-SPREAD = 1.3  # of a prediction from them (docs/MATHEMATICS.md, "The choice of the format")
+ROUGH, SAMPLES = 192, 2000  # samples that stand for all at first, and for more than GRAM_SAMPLES
+ROUGH_SPREAD, SPREAD = 2.0, 1.3  # of predictions from them (docs/MATHEMATICS.md, "The choice of the format")
 ITERATIONS = 75  # of CG with the leading terms as preconditioner, at λ = 1e-3 λ_max
 
 
 def predict_kronecker(facts):
-    """Singular values of all layer pairs, and the terms that rtol needs. Collective."""
+    """Singular values of all layer pairs, of a few samples first, and the terms that rtol needs. Collective."""
     operator = facts.operator
     if not hasattr(operator, "samples"):
         return Prediction(refused="no layers")
-    all_of_them = operator.n_samples <= GRAM_SAMPLES
-    prepared = analysed(operator if all_of_them else some_samples(operator, facts.seed), facts.rtol, facts.seed)
-    layers, spectra = prepared
+    n = operator.n_samples
+
+    def better():
+        if n <= GRAM_SAMPLES:
+            return _predicted(facts, operator, 1.0, "exact")
+        return _predicted(facts, some_samples(operator, SAMPLES, facts.seed), SPREAD, f"from {SAMPLES} of the samples")
+
+    if n <= ROUGH:
+        return better()
+    return _predicted(facts, some_samples(operator, ROUGH, facts.seed), ROUGH_SPREAD, f"from {ROUGH} of the samples", better)
+
+
+def _predicted(facts, operator, spread, source, refine=None):
+    prepared = layers, spectra = analysed(operator, facts.rtol, facts.seed)
     counts, error, _ = choose(spectra, facts.rtol)
-    entries = float(stored_numbers(spectra, counts))
-    flops = sum(count * _flops(each.pair) for each, count in zip(spectra, counts, strict=True))
-    apply = facts.seconds_of(flops, facts.itemsize * entries / 64)
-    widest = max((each.pair.kernels.D + each.pair.inputs.D for each in spectra), default=0)
-    making = 2.0 * operator.n_samples * sum(count * (each.pair.kernels.D + each.pair.inputs.D) for each, count in zip(spectra, counts, strict=True))
+    entries, n = float(stored_numbers(spectra, counts)), facts.n_samples
+    sizes = [each.pair.kernels.D + each.pair.inputs.D for each in spectra]
+    apply = facts.seconds_of(sum(count * _flops(each.pair) for each, count in zip(spectra, counts, strict=True)), facts.itemsize * entries / 64)
+    making = 2.0 * n * sum(count * size for count, size in zip(counts, sizes, strict=True))
+    grams = 30.0 * len(spectra) * min(n, GRAM_SAMPLES) ** 3 * (spread > 1)
     inverse = sum(4.0 * d * c * (d + c) for d, c in (layer.shape for layer in layers))
     return Prediction(
         entries=entries,
-        memory=entries * (facts.itemsize + 8) + 8.0 * facts.comm.size * 4 * min(operator.n_samples, GRAM_SAMPLES) ** 2 + 64.0 * widest,
-        compress=facts.seconds_of(making) + 4 * 8 * facts.product_seconds,
+        memory=entries * (facts.itemsize + 8) + 32.0 * facts.comm.size * min(n, GRAM_SAMPLES) ** 2 + 64.0 * max(sizes, default=0),
+        compress=facts.seconds_of(making + grams) + 32 * facts.product_seconds,
         apply=apply,
         solve=facts.seconds_of_cg(apply, facts.seconds_of(inverse), ITERATIONS),
-        error=facts.rtol if error <= facts.rtol else float(error),
-        spread=1.0 if all_of_them else SPREAD,
-        note=f"{int(np.sum(counts))} terms" + ("" if all_of_them else f", from {SAMPLES} of the samples"),
-        made=prepared if all_of_them else None,
+        error=facts.rtol if error <= facts.rtol or spread > 1 else float(error),
+        spread=spread,
+        note=f"{int(np.sum(counts))} terms, {source}",
+        refine=refine,
+        made=prepared if spread == 1 else None,
     )
 
 
-def some_samples(operator, seed):
-    """The operator of `SAMPLES` random samples of equal weight. Collective."""
+def some_samples(operator, count, seed):
+    """The operator of so many random samples of equal weight. Collective."""
     n = operator.n_samples
-    chosen = np.sort(np.argsort(scramble(np.arange(n), seed), kind="stable")[:SAMPLES])
-    return operator.reduced(Quadrature(chosen, np.full(SAMPLES, 1 / SAMPLES), np.inf, np.nan, n))
+    chosen = np.sort(np.argsort(scramble(np.arange(n), seed), kind="stable")[:count])
+    return operator.reduced(Quadrature(chosen, np.full(count, 1 / count), np.inf, np.nan, n))
 
 
 def _flops(pair):
