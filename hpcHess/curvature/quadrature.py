@@ -32,6 +32,7 @@ from hpcHess.runtime.progress import Silent
 COLUMN_BYTES = 1 << 33  # of all ranks' columns of G together, where an error is asked for
 _DOUBLE_SAMPLES = 8192  # most samples whose inner products are computed in float64 at once
 _SINGLE_ERROR = 2e-3  # smallest error that is left to float32
+_SINGLE_RANGE = 1e-25, 1e30  # of the largest ‖H_i‖² whose inner products are left to float32
 _BLOCK, _SLAB = 2048, 8192  # rows and columns of G at a time
 _GROWTH, _POOL, _FEWEST = 8, 6, 50  # a step adds max(1, c / _GROWTH) samples of _POOL times as many candidates, at least _FEWEST
 _DEPENDENT = 1e-10  # s_ii / ‖H_i‖² of a candidate that is a combination of the chosen
@@ -68,10 +69,11 @@ def quadrature(operator, count=None, rtol=None, progress=None):
     with together(comm):
         _check(count, rtol)
     progress = Silent() if progress is None else progress
-    double = n <= _DOUBLE_SAMPLES or (rtol is not None and rtol < _SINGLE_ERROR)
+    double = n <= _DOUBLE_SAMPLES or (rtol is not None and rtol < 1.5 * _SINGLE_ERROR)
     for dtype in [np.float64] if double else [np.float32, np.float64]:
-        found = _Search(operator, np.dtype(dtype), progress).found(count, rtol)
-        if dtype == np.float64 or found.error >= _SINGLE_ERROR:
+        search = _Search(operator, np.dtype(dtype), progress)
+        found = search.found(count, rtol)
+        if search.dtype == np.float64 or found.error >= _SINGLE_ERROR:
             return found
 
 
@@ -95,11 +97,13 @@ class _Search:
         with together(self.comm):
             norms2 = hessian_norms2(self.samples, self.mine)
         self.norms2 = gather_rows(self.comm, norms2[:, None], starts)[:, 0]
+        if not _SINGLE_RANGE[0] < self.norms2.max() < _SINGLE_RANGE[1]:
+            self.dtype = np.dtype(np.float64)
         self.b = self._means()
         self.norm2 = self.error2 = float(self.b.mean())
         self.chosen, self.weights, self.slots = np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
         self.gram = self.factor = np.zeros((0, 0))
-        self.held = np.empty((0, self.mine.stop - self.mine.start), dtype)
+        self.held = np.empty((0, self.mine.stop - self.mine.start), self.dtype)
 
     def _means(self):
         """b [n] float64, whole on every rank: blocks of rows with the columns from their own on, dealt to the ranks. Collective."""

@@ -163,6 +163,15 @@ def test_many_samples_in_float32(comm, monkeypatch):
     assert abs(found.error - true_error(np.repeat(H[:8], 5, axis=0), found)) <= 1e-7
 
 
+def test_matrices_out_of_the_range_of_float32(comm, monkeypatch):
+    network, inputs = make("classes")
+    expected = quadrature(GaussNewton(network, inputs, comm=comm), count=8)
+    monkeypatch.setattr(module, "_DOUBLE_SAMPLES", 0)
+    for scale in (1e-24, 1e18):
+        found = quadrature(GaussNewton(network, inputs, weights=np.full(N_SAMPLES, scale / N_SAMPLES), comm=comm), count=8)
+        assert np.array_equal(found.samples, expected.samples) and abs(found.error - expected.error) <= 1e-10
+
+
 def test_nnls_against_scipy():
     rng = np.random.default_rng(0)
     for rows, columns in ((30, 20), (25, 24), (100, 60)):
