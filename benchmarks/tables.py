@@ -7,29 +7,22 @@ A case that fails says so in its row; the others go on. Results so far are kept 
 import argparse
 import json
 import os
-import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.processes import DONE_STATUS, ROOT, Failed, Processes, shown
 from benchmarks.tables_cases import CASES, JOBS, QUICK
 from benchmarks.tables_page import page
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "TABLES.md"
 ENOUGH = 20.0  # seconds of compressions after which none is repeated
 SHORT, LONG = 720.0, 14400.0  # seconds of the whole command, and with --high-autoencoder
 MEASURING, MAKING = 240.0, 600.0  # most seconds of `tables_measure`, and of making a matrix
-DONE_STATUS, NOT_MET = 0, 3  # of hpcHess.compress: the file is written
+NOT_MET = 3  # status of hpcHess.compress: the file is written, too
 OUTSIDE = ("network and data", "matrix")  # phases that are no part of a compression
-
-
-class Failed(Exception):
-    """One line: why a case has no result."""
 
 
 def main(arguments=None):
@@ -108,13 +101,12 @@ def run_case(case, args, end):
     return result
 
 
-class Run:
+class Run(Processes):
     """The processes of one case; `partial`: what is known when it fails."""
 
     def __init__(self, case, ranks, threads, folder, end):
-        self.case, self.ranks, self.folder, self.end, self.partial = case, ranks, folder, end, {}
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        super().__init__(ranks, threads, end)
+        self.case, self.folder, self.partial = case, folder, {}
         self.factors, self.found = folder / "F.h5", folder / "R.json"
 
     def matrix(self, folder):
@@ -159,60 +151,6 @@ class Run:
         """Products, solves, ceilings and machine."""
         self.start(self.measurement(), MEASURING)
         return json.loads(self.found.read_text("utf-8"))
-
-    def command(self, module, *words, ranks=None):
-        """The words of a command line."""
-        ranks = ranks or self.ranks
-        launcher = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
-        return [*launcher, sys.executable, "-m", module, *map(str, words)]
-
-    def start(self, words, limit, good=(DONE_STATUS,), ranks=None):
-        """Standard output of a command; `Failed` with its last line where its status is not good, or the time is over."""
-        limit = min(limit, self.end - time.monotonic())
-        if limit <= 0:
-            raise Failed("not run: the time is over (--limit)")
-        command = self.command(*words, ranks=ranks)
-        try:
-            process = subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                errors="replace", start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise Failed(f"{command[0]}: {error.strerror}") from None
-        try:
-            output, errors = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            raise Failed(f"{words[0]} took more than {limit:.0f} s") from None
-        finally:
-            stop(process)
-        if process.returncode not in good:
-            raise Failed(f"{words[0]}: {told(errors) or f'exit status {process.returncode}'}")
-        return output
-
-
-def stop(process):
-    """End a process and all that it started."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        os.killpg(process.pid, sign)
-        try:
-            process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def told(errors):
-    """The line of a program's standard error that says what was wrong: the last one with "error" in it, else the last."""
-    lines = [line.strip() for line in errors.splitlines() if line.strip() and not set(line.strip()) <= set("-=")]
-    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "")
-
-
-def shown(command):
-    """A command line as people type it, paths of this checkout shortened."""
-    words = [str(word).replace(f"{ROOT}{os.sep}", "") for word in command]
-    words = ["python" if word == sys.executable or word.endswith("/bin/python") else word for word in words]
-    return " ".join(re.sub(r"[^=]*/(F\.h5|R\.json|[^/]+\.(?:f32|npy))$", r"\1", word) for word in words)
 
 
 if __name__ == "__main__":

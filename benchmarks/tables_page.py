@@ -93,13 +93,8 @@ def provenance(results):
     done = [each for each in results if "machine" in each]
     if not done:
         return "Nothing was measured.\n"
-    machine, dates = done[-1]["machine"], sorted(each["machine"]["date"] for each in done)
-    commits = ", ".join(dict.fromkeys(map(_commit, done)))
-    load = max(each["machine"]["load_average"][0] for each in done)
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
-        f"{dates[0]} … {dates[-1]}, commit {commits}; {machine['cpu']}, {machine['cores']} cores, load average up to {load:.1f}; "
-        f"{machine['ranks']} ranks × {machine['threads']['OMP_NUM_THREADS']} threads where nothing else is said; {versions}. Of each case",
+        f"{origin(done)}. Of each case",
         "",
         *(f"    {line}" for line in done[0]["commands"]),
         "",
@@ -110,6 +105,18 @@ def provenance(results):
     rows = [(f"{name}, GFLOP/s", *_spread([rate[f"{name}_gflops"] for rate in rates])) for name in ("sgemm", "dgemm")]
     rows += [(f"memory (triad of {size}), GB/s", *_spread([rate["triad_gbytes"][size] for rate in rates])) for size in rates[0]["triad_gbytes"]]
     return "\n".join(lines) + "\n" + table(("ceiling", "median", "least … most"), rows)
+
+
+def origin(done):
+    """When, of which commit and on what these results were measured; those of `machine.describe` are in them."""
+    machine, dates = done[-1]["machine"], sorted(each["machine"]["date"] for each in done)
+    commits = ", ".join(dict.fromkeys(map(_commit, done)))
+    load = max(each["machine"]["load_average"][0] for each in done)
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{dates[0]} … {dates[-1]}, commit {commits}; {machine['cpu']}, {machine['cores']} cores, load average up to {load:.1f}; "
+        f"{machine['ranks']} ranks × {machine['threads']['OMP_NUM_THREADS']} threads where nothing else is said; {versions}"
+    )
 
 
 def _commit(result):
@@ -153,8 +160,8 @@ def _compressed(case, result):
         f"{report['storage_bytes'] / 1e6:,.1f}",
         f"{error['value']:.2e} ({error['low']:.2e} … {error['high']:.2e}){met}",
         str(report["attempts"]),
-        _seconds(np.median(result["compression_seconds"])),
-        _seconds(np.median(result["input_seconds"])),
+        seconds(np.median(result["compression_seconds"])),
+        seconds(np.median(result["input_seconds"])),
         *_products(result),
     ]
 
@@ -164,7 +171,7 @@ def _products(result):
     found = result.get("products")
     if found is None:
         return [f"**{result.get('failed')}**", "", ""]
-    times = {name: _milliseconds(each["seconds"]["median"]) for name, each in found.items()}
+    times = {name: milliseconds(each["seconds"]["median"]) for name, each in found.items()}
     bound = " / ".join(f"{100 * found[f'compressed {k}']['fraction']:.0f}" for k in (1, 64))
     return [f"{times['compressed 1']} / {times['compressed 64']}", f"{bound} %", f"{times['exact 1']} / {times['exact 64']}"]
 
@@ -175,20 +182,22 @@ def _solved(found):
     return [
         f"{found['damping']:.3g}",
         f"{found['error_spectral']:.2e}",
-        _seconds(found["factor_seconds"]),
-        " / ".join(map(_milliseconds, found["solve_seconds"].values())) + how,
+        seconds(found["factor_seconds"]),
+        " / ".join(map(milliseconds, found["solve_seconds"].values())) + how,
         str(found["columns"]),
         f"{found['compressed_residual']:.1e}",
         f"{found['exact_residual']:.1e}",
         f"{refined['residual']:.1e} ({refined['columns']} columns, asked {refined['rtol']:g})",
         str(refined["iterations"]),
-        _seconds(refined["seconds"]),
+        seconds(refined["seconds"]),
     ]
 
 
-def _seconds(value):
+def seconds(value):
+    """For a table."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def _milliseconds(seconds):
-    return f"{1e3 * seconds:,.{0 if seconds >= 0.1 else 1 if seconds >= 1e-3 else 2}f}"
+def milliseconds(value):
+    """Of seconds, for a table."""
+    return f"{1e3 * value:,.{0 if value >= 0.1 else 1 if value >= 1e-3 else 2}f}"

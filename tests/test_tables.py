@@ -7,6 +7,7 @@ import pytest
 from mpi4py import MPI
 
 from benchmarks import tables
+from benchmarks.processes import told
 from benchmarks.tables_cases import CASES, JOBS, QUICK
 from benchmarks.tables_page import page, structure
 from hpcHess.runtime.jobfile import load
@@ -86,5 +87,5 @@ def test_bad_arguments(words, capfd):
 
 
 def test_the_line_that_says_what_was_wrong():
-    assert tables.told("tree …\nhpcHess.compress: error: no such file\n------\nmpiexec noticed\n") == "hpcHess.compress: error: no such file"
-    assert tables.told("first\nlast\n") == "last" and tables.told("") == ""
+    assert told("tree …\nhpcHess.compress: error: no such file\n------\nmpiexec noticed\n") == "hpcHess.compress: error: no such file"
+    assert told("first\nlast\n") == "last" and told("") == ""
