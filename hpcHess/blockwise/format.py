@@ -6,6 +6,7 @@ import numpy as np
 
 from hpcHess import backend as backends
 from hpcHess.blockwise.matrix import BlockMatrix
+from hpcHess.blockwise.predict import predict_block_diagonal, predict_dense
 from hpcHess.blockwise.symmetric import SymmetricBlocks
 from hpcHess.compressed.certificate import certify, exact_error, reported
 from hpcHess.compressed.format import Format
@@ -161,7 +162,7 @@ def describe(summary):
     yield f"blocks      {summary['n_blocks']:,}{of}, up to {summary['largest_block']:,} rows, exact"
 
 
-DENSE = Format("dense", "all entries, exact", partial(compress, format="dense"), partial(read, format="dense"), (), describe, approximates=False)
+DENSE = Format("dense", "all entries, exact", partial(compress, format="dense"), partial(read, format="dense"), (), describe, predict_dense, approximates=False, cheap=True)
 BLOCK_DIAGONAL = Format(
     "block-diagonal",
     "exact blocks of the layers or the neurons, nothing between them",
@@ -169,4 +170,5 @@ BLOCK_DIAGONAL = Format(
     partial(read, format="block-diagonal"),
     ("blocks",),
     describe,
+    partial(predict_block_diagonal, groups=_groups),
 )

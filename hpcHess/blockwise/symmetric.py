@@ -27,10 +27,11 @@ class SymmetricBlocks:
         self._halo = layout.halo()
 
     @staticmethod
-    def bytes_needed(comm, sizes, dtype, rows=None):
-        """Bytes of this rank's rows."""
-        rows = Layout(comm, sizes, rows)
-        return int(np.diff(rows.numbers(rows.rows))[comm.rank]) * np.dtype(dtype).itemsize
+    def bytes_needed(comm, sizes, dtype, rows=None, factors=False):
+        """Bytes of this rank's rows, with those of the whole blocks that factors need at home."""
+        layout = Layout(comm, sizes, rows)
+        count = lambda cut: int(np.diff(layout.numbers(cut))[comm.rank])  # noqa: E731
+        return count(layout.rows) * np.dtype(dtype).itemsize + factors * 8 * count(layout.homes)
 
     def piece(self, i):
         """Own piece i on the host, [rows, n of its block]."""

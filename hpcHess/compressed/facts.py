@@ -1,7 +1,6 @@
 """What a choice between formats is made from: sizes, rates of this run, the spectrum of H, all at the cost of a few exact products."""
 
 import time
-from functools import cached_property
 
 import numpy as np
 from mpi4py import MPI
@@ -11,7 +10,7 @@ from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
 
 COLUMNS = 16  # vectors of the product that is timed; it gives ‖H‖_F as well
-PROBES, STEPS = 4, 40  # of the spectrum
+ROUGH, THOROUGH = (2, 16), (4, 48)  # probes and steps of the spectrum
 BLOCK = 64  # right-hand sides at a time
 GEMM_ORDER, STREAM_BYTES = 384, 1 << 24
 ITERATIONS = 100  # of CG without a preconditioner, at λ = 1e-3 λ_max (docs/MATHEMATICS.md, "The choice of the format")
@@ -27,17 +26,21 @@ class Facts:
     gemm, stream        flop/s and byte/s of all ranks at once, in the operator's type
     product_seconds     of an exact product with one vector in a block of `COLUMNS`
     norm                ‖H‖_F, from the same products
+    seconds             that measuring these took
     """
 
     def __init__(self, operator, rtol, itemsize, rhs_count, workload, memory, options=None, seed=0):
+        start = time.perf_counter()
         self.operator, self.comm, self.rtol, self.itemsize, self.seed = operator, operator.comm, float(rtol), int(itemsize), seed
         self.rhs_count, self.workload, self.memory, self.options = int(rhs_count), workload, int(memory), options or {}
+        self._measures = {}
         self.n_params, self.n_alive = int(operator.shape[0]), int(len(operator.alive))
         self.n_samples, self.n_outputs = getattr(operator, "n_samples", None), getattr(operator, "n_outputs", None)
         network = getattr(operator, "network", None)
         self.network, self.widths = network, None if network is None else list(network.widths)
         self.gemm, self.stream = self._rates()
         self.product_seconds, self.norm = self._product()
+        self.seconds = self.comm.bcast(time.perf_counter() - start)
 
     def _rates(self):
         """A small matrix product and a copy, on all ranks at once; the best of three."""
@@ -65,16 +68,17 @@ class Facts:
         square = self.comm.allreduce(float(np.square(HG, dtype=np.float64).sum()))
         return seconds, float(np.sqrt(square / COLUMNS))
 
-    @cached_property
-    def measure(self):
+    def measure(self, probes, steps):
         """(θ, weight) of the spectrum of H by stochastic Lanczos: Σ weight f(θ) ≈ tr f(H); decreasing |θ|. Collective at the first use."""
-        theta, weight = eigenvalue_measure(self.operator, _own_rows(self.operator), PROBES, STEPS, self.seed)
-        order = np.argsort(-np.abs(theta), kind="stable")
-        return theta[order], weight[order]
+        if (probes, steps) not in self._measures:
+            theta, weight = eigenvalue_measure(self.operator, _own_rows(self.operator), probes, steps, self.seed)
+            order = np.argsort(-np.abs(theta), kind="stable")
+            self._measures[probes, steps] = theta[order], weight[order]
+        return self._measures[probes, steps]
 
-    def rank(self, rtol):
+    def rank(self, rtol, amount=THOROUGH):
         """The least rank r with Σ_{k>r} λ_k² ≤ rtol² ‖H‖_F², estimated from `measure` (log-linear between its nodes)."""
-        theta, weight = self.measure
+        theta, weight = self.measure(*amount)
         energy = np.cumsum((weight * theta**2)[::-1])[::-1]
         counts, tails = np.append(0.0, np.cumsum(weight)), np.append(energy, 0.0) / max(energy[0], np.finfo(float).tiny)
         wanted = rtol**2

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Format:
     options     names of the keys of [compress] that `compress` takes besides rtol, seed, dtype, probes
     describe    describe(summary) → lines for `hpcHess.info`, from what the file's attributes tell alone (keys of the report among them)
     predict     predict(facts: `compressed.facts.Facts`) → `Prediction`; None: never chosen by itself. Collective
+    cheap       whether `predict` costs so little that every job of this format is checked against the memory before it starts
     approximates  False for formats that are exact (they answer to no rtol, and no storage is judged against them)
     """
 
@@ -28,6 +30,7 @@ class Format:
     describe: Callable = lambda summary: ()
     predict: Callable | None = None
     approximates: bool = True
+    cheap: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Prediction:
     spread      `entries` may be off by this factor either way
     refused     why this format cannot serve here, "" where it can
     note        what the numbers come from, for people
+    refine      refine() → a better Prediction at a higher cost, asked for where this one is not decisive; or None. Collective
+    made        what was computed on the way that the compression can take over: its argument `prepared`, or None
     """
 
     entries: float = 0.0
@@ -51,3 +56,5 @@ class Prediction:
     spread: float = 1.0
     refused: str = ""
     note: str = ""
+    refine: Callable | None = None
+    made: Any = None

@@ -41,7 +41,7 @@ class Plan:
 
     def as_dict(self):
         """For the report: plain values."""
-        table = {name: {key: value for key, value in vars(each).items() if key != "made"} for name, each in self.predictions.items()}
+        table = {name: {key: value for key, value in vars(each).items() if key not in ("made", "refine")} for name, each in self.predictions.items()}
         return {"objective": self.objective, "order": list(self.order), "predictions": table, "memory": self.memory, "seconds": self.seconds}
 
 
@@ -67,6 +67,7 @@ def plan(facts, objective):
     """The `Plan` for these `Facts`. Collective. InputError where no format fits the memory or can serve, with the numbers."""
     start = time.perf_counter()
     predicted = predictions_of(facts)
+    _refine(predicted, facts, objective)
     seconds = facts.seconds + facts.comm.bcast(time.perf_counter() - start)
     chosen = {name: each for name, each in predicted.items() if not _why_not(name, each, facts, objective)}
     if not chosen:
@@ -74,6 +75,21 @@ def plan(facts, objective):
         raise InputError(f"no format can serve with {_gigabytes(facts.memory)} of memory: {reasons}")
     order = tuple(sorted(chosen, key=lambda name: cost_of(chosen[name], facts, objective)))
     return Plan(objective, order, predicted, seconds, facts.memory)
+
+
+def _refine(predicted, facts, objective):
+    """Better predictions, in place, where what there is leaves it open which format is best. Collective."""
+    able = {name for name, each in predicted.items() if not _why_not(name, each, facts, objective)}
+    while True:
+        bounds = {name: cost_of(predicted[name], facts, objective) for name in able}
+        best = min((bounds[name] * predicted[name].spread for name in able), default=0.0)
+        rivals = [name for name in able if bounds[name] <= best * predicted[name].spread]
+        coarse = sorted((name for name in rivals if predicted[name].refine is not None), key=bounds.get)
+        if len(rivals) < 2 or not coarse:
+            return
+        predicted[coarse[0]] = predicted[coarse[0]].refine()
+        if _why_not(coarse[0], predicted[coarse[0]], facts, objective):
+            able.discard(coarse[0])
 
 
 def _why_not(name, prediction, facts, objective):

@@ -10,12 +10,12 @@ class Remainder(RowOperator):
     """H − S behind the operator protocol (docs/ARCHITECTURE.md). Symmetric, indefinite even where H is not.
 
     operator   H; `part` S, a CompressedMatrix with `entries_batch` where the tree's blocks come from entries
-    Trees come from the network that H was made from: the embeddings are those of H. `matmat_rows` and `partial_matmat` are collective.
+    Trees come from the network that H was made from: the embeddings are those of H. Making it, `matmat_rows` and `partial_matmat` are collective.
     """
 
     def __init__(self, operator, part):
         self.comm, self.n_params, self.dtype, self.alive = operator.comm, operator.n_params, operator.dtype, operator.alive
-        self._operator, self._part = operator, part
+        self._operator, self._part = operator, part.gathered() if hasattr(part, "gathered") else part
         for name in ("input_groups", "neuron_groups", "partial_probe", "n_samples", "n_outputs"):
             if hasattr(operator, name):
                 setattr(self, name, getattr(operator, name))

@@ -8,7 +8,7 @@ from hpcHess.compressed.options import stored_dtype
 from hpcHess.formats.remainder import Remainder
 from hpcHess.formats.sum import SumMatrix
 from hpcHess.kronecker.compress import compress_kronecker
-from hpcHess.lowrank.compress import leading
+from hpcHess.lowrank.leading import leading
 
 SIZES = {"low-rank": 32, "kronecker-sum": 1}  # eigenpairs; terms of every layer pair
 _ANY = 0.999  # rtol of a part whose size is given: what is left of H is the tree's
@@ -35,7 +35,7 @@ def _with_part(chosen, structured, size, operator, rtol, common, options):
         part = _part(structured, size or SIZES[structured], operator, rtol, common)
         error, norm = certify(part, operator, common["probes"], seed, "structured part")
     if error.high <= rtol:
-        part.report = _report(part, error, rtol, norm, operator, seed, progress)
+        part.report |= _report(part, error, rtol, norm, operator, seed, progress)
         return part
     rest = chosen.compress(Remainder(operator, part), rtol=rtol, norm=norm, **common, **options)
     matrix = SumMatrix([part, rest], len(operator.alive))

@@ -45,12 +45,12 @@ class SumMatrix(CompressedMatrix):
         return sum(part.diagonal_rows() for part in self.parts)
 
     def norm_frobenius(self):
-        """‖A + B‖_F² = ‖A‖² + ‖B‖² + 2 tr(UᵀBUΛ), exact for A = UΛUᵀ; InputError for others, whose inner product with B takes N products."""
+        """‖A + B‖_F² = ‖A‖² + ‖B‖² + 2 tr(M PᵀBP), exact for A = P M Pᵀ; InputError for others, whose inner product with B takes N products."""
         structured, rest = self.parts[0], self.parts[-1]
         if not hasattr(structured, "basis_rows"):
             raise InputError("the Frobenius norm of a sum with Kronecker terms is not known exactly: take report['norm_frobenius']")
-        U = structured.basis_rows().astype(np.float64)
-        inner = self.comm.allreduce(np.einsum("ij,ij->j", U, np.asarray(rest.matmat_rows(U), np.float64))) @ structured.eigenvalues
+        P = _basis(structured)
+        inner = float(np.sum(structured.core_matrix() * self.comm.allreduce(P.T @ np.asarray(rest.matmat_rows(P), np.float64))))
         return float(np.sqrt(max(0.0, structured.norm_frobenius() ** 2 + rest.norm_frobenius() ** 2 + 2 * inner)))
 
     def storage(self):
@@ -80,35 +80,43 @@ class SumMatrix(CompressedMatrix):
 
 
 class SumFactors(DirectFactors):
-    """(F + UΛUᵀ)⁻¹ by the Woodbury identity, F = H̃_hss + λI by its direct factors, U [N, r] orthonormal, Λ diagonal:
+    """(F + P M Pᵀ)⁻¹ by the Woodbury identity, F = H̃_hss + λI by its direct factors, P [N, r], M [r, r] regular:
 
-        x = F⁻¹b − W C⁻¹ Uᵀ F⁻¹b,   W = F⁻¹U,   C = Λ⁻¹ + UᵀW,
-        log|F + UΛUᵀ| = log|F| + log|Λ| + log|C|,   negative eigenvalues: those of F, plus positive ones of C, less positive ones of Λ
+        x = F⁻¹b − W C⁻¹ Pᵀ F⁻¹b,   W = F⁻¹P,   C = M⁻¹ + PᵀW,
+        log|F + P M Pᵀ| = log|F| + log|M| + log|C|,   negative eigenvalues: those of F, plus positive ones of C, less positive ones of M
 
-    (Haynsworth's inertia additivity on [[F, U], [Uᵀ, −Λ⁻¹]]). Collective.
+    (Haynsworth's inertia additivity on [[F, P], [Pᵀ, −M⁻¹]]). Collective.
     """
 
     signed = False
 
     def __init__(self, matrix, damping, solver):
         self.solver, structured = solver, matrix.parts[0]
-        self._inner, self._U = matrix.parts[-1].factors(damping, solver), structured.basis_rows().astype(np.float64)
-        comm, eigenvalues = matrix.comm, np.asarray(structured.eigenvalues, np.float64)
-        self._W = self._inner.solve_rows(self._U)
-        capacitance = np.diag(1 / eigenvalues) + comm.allreduce(self._U.T @ self._W)
+        self._inner, self._P = matrix.parts[-1].factors(damping, solver), _basis(structured)
+        self._W = self._inner.solve_rows(self._P)
+        core, rotation = np.linalg.eigh(structured.core_matrix())
+        capacitance = (rotation / core) @ rotation.T + matrix.comm.allreduce(self._P.T @ self._W)
         self._theta, self._vectors = np.linalg.eigh((capacitance + capacitance.T) / 2)
         sizes = np.abs(self._theta)
         if len(sizes) and not sizes.min() > len(sizes) * np.finfo(np.float64).eps * sizes.max():
             raise InputError(f"H̃ + λI is singular to working precision at damping {damping:g}: use a larger damping")
-        log_abs = self._inner.log_abs + float(np.log(np.abs(eigenvalues)).sum() + np.log(sizes).sum())
-        negative = self._inner.negative + int((self._theta > 0).sum()) - int((eigenvalues > 0).sum())
+        log_abs = self._inner.log_abs + float(np.log(np.abs(core)).sum() + np.log(sizes).sum())
+        negative = self._inner.negative + int((self._theta > 0).sum()) - int((core > 0).sum())
         super().__init__(matrix, damping, log_abs, negative, self._inner.zero)
 
     def solve_rows(self, B, absolute=False):
         """(H̃ + λI)⁻¹B in parameter rows, float64 [n_local, k]."""
         X = self._inner.solve_rows(B)
-        c = self._vectors @ ((self._vectors.T @ self.comm.allreduce(self._U.T @ X)) / self._theta[:, None])
+        c = self._vectors @ ((self._vectors.T @ self.comm.allreduce(self._P.T @ X)) / self._theta[:, None])
         return X - self._W @ c
+
+
+def _basis(low_rank):
+    """P of a `LowRankMatrix` in parameter rows, float64 [n_local, r]."""
+    stored, rows = low_rank.basis_rows(np.float64)
+    P = np.zeros((low_rank.mine.stop - low_rank.mine.start, low_rank.rank))
+    P[rows] = stored
+    return P
 
 
 def reader(formats):

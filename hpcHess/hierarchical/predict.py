@@ -1,32 +1,37 @@
 """What HSS and FMM matrices would cost, from the ranks of a few far fields (`tree.auto`)."""
 
 from hpcHess.compressed.format import Prediction
-from hpcHess.tree.auto import predicted_storage
+from hpcHess.tree.auto import ROUNDS, predicted_storage
 from hpcHess.tree.build import build_tree
 
-SPREAD = 2.2  # measured: predictions of `tree.auto` against what was stored (docs/MATHEMATICS.md)
+ROUGH, SPREAD = 4.0, 2.2  # measured: small nodes alone, and larger ones too, against what was stored (docs/MATHEMATICS.md)
 _PASSES = 3.0  # of the search for the tolerances
 
 
 def predict_hss(facts):
-    """Storage of the tree asked for; `Facts.rank` bounds the sketch."""
+    """Storage of the tree asked for, or of the network-respecting one; first from small nodes alone. Collective."""
     operator = facts.operator
     if not hasattr(operator, "entries_batch"):
         return Prediction(refused="no entries to predict from (compress with sampling = products)")
-    leaf_size, distance = facts.options.get("leaf_size", 64), facts.options.get("distance", "parameter")
-    names = [distance] if distance != "auto" else ["neuron" if hasattr(operator, "neuron_groups") else "parameter"]
-    trees = {name: build_tree(operator, leaf_size, name, facts.seed, facts.rtol) for name in names}
-    name, entries = min(predicted_storage(operator, trees, facts.rtol, facts.seed).items(), key=lambda item: item[1])
-    entries = float(entries)
-    columns = max(2.0 * leaf_size, 2.5 * entries / facts.n_alive)
-    flops = _PASSES * 4.0 * columns * entries
+    distance = facts.options.get("distance", "parameter")
+    if distance == "auto":
+        distance = "neuron" if hasattr(operator, "neuron_groups") else "parameter"
+    tree = build_tree(operator, facts.options.get("leaf_size", 64), distance, facts.seed, facts.rtol)
+    return _predicted(facts, distance, tree, ROUNDS[:1], ROUGH, lambda: _predicted(facts, distance, tree, list(ROUNDS), SPREAD))
+
+
+def _predicted(facts, distance, tree, rounds, spread, refine=None):
+    operator = facts.operator
+    entries = float(predicted_storage(operator, {distance: tree}, facts.rtol, facts.seed, rounds=rounds)[distance])
+    columns = max(2.0 * tree.leaf_sizes.max(initial=1), 2.5 * entries / max(1, facts.n_alive))
     return Prediction(
         entries=entries,
         memory=entries * facts.itemsize * 2 + 6.0 * operator.dtype.itemsize * facts.n_params * columns,
-        compress=columns * facts.product_seconds + facts.seconds_of(flops) * 4,
+        compress=columns * facts.product_seconds + facts.seconds_of(_PASSES * 16.0 * columns * entries),
         apply=facts.seconds_of_vector(entries),
         solve=facts.seconds_of(8.0 * entries, 16.0 * entries / 64),
         error=facts.rtol,
-        spread=SPREAD,
-        note=f"tree {name}",
+        spread=spread,
+        note=f"tree {distance}",
+        refine=refine,
     )

@@ -47,7 +47,7 @@ def compress(operator, rtol=1e-2, *, method="randomized", max_rank=0, seed=0, dt
     given = None if norm is None else norm.value
     for attempt in range(ATTEMPTS):
         with progress.phase("range", total=products.n) as steps:
-            cut = search(finder, steering, rtol * tightened, given, max_rank, steps.advance)
+            cut = search(finder, steering, rtol * tightened, given, max_rank, probes, steps.advance)
         with progress.phase("basis"):
             matrix = low_rank_matrix(operator, products, finder.basis.combine(cut.S), cut.values, kernels, dtype, ROUNDED * rtol)
         with progress.phase("certificate"):
@@ -59,22 +59,24 @@ def compress(operator, rtol=1e-2, *, method="randomized", max_rank=0, seed=0, dt
     with progress.phase("spectral norms"):
         matrix.report = reported(matrix, error, rtol, found.value, operator, seed)
     matrix.operator = operator
+    matrix.report |= pairs_found(matrix, method, finder, products)
+    matrix.report |= {"max_rank": int(max_rank), "backend": kernels.name, "attempts": attempt + 1, "timings": progress.timings.as_dict()}
+    matrix.report["warnings"] = list(_warnings(matrix, cut, error, rtol, max_rank, products.dtype))
+    tell(operator.comm, matrix.report["warnings"])
+    return matrix
+
+
+def pairs_found(matrix, method, finder, products):
+    """The part of the report on the eigenpairs and what they took."""
     values = matrix.eigenvalues
-    matrix.report |= {
+    return {
         "method": method,
-        "max_rank": int(max_rank),
-        "backend": kernels.name,
         "rank": matrix.rank,
         "eigenvalue_first": float(values[0]) if matrix.rank else 0.0,
         "eigenvalue_last": float(values[-1]) if matrix.rank else 0.0,
         "columns": int(finder.basis.size),
         "exact_products": int(products.count),
-        "attempts": attempt + 1,
-        "timings": progress.timings.as_dict(),
     }
-    matrix.report["warnings"] = list(_warnings(matrix, cut, error, rtol, max_rank, products.dtype))
-    tell(operator.comm, matrix.report["warnings"])
-    return matrix
 
 
 def _finder(method, products, steering, rtol, seed):

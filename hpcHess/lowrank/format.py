@@ -3,6 +3,7 @@
 from hpcHess.compressed.format import Format
 from hpcHess.lowrank.compress import compress
 from hpcHess.lowrank.file import read
+from hpcHess.lowrank.predict import predict_low_rank
 
 
 def describe(summary):
@@ -12,4 +13,4 @@ def describe(summary):
     yield f"method      {summary['method']}, {summary['exact_products']:,} exact products, a space of {summary['columns']:,} vectors"
 
 
-LOW_RANK = Format("low-rank", "U Λ Uᵀ: leading eigenpairs of the whole matrix", compress, read, ("method", "max_rank"), describe)
+LOW_RANK = Format("low-rank", "U Λ Uᵀ: leading eigenpairs of the whole matrix", compress, read, ("method", "max_rank"), describe, predict_low_rank)

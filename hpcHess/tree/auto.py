@@ -48,19 +48,20 @@ def cheapest_tree(operator, leaf_size, seed, rtol, advance=lambda n: None):
     return best, trees[best], predictions
 
 
-def predicted_storage(operator, trees, rtol, seed=0, advance=lambda n: None):
+def predicted_storage(operator, trees, rtol, seed=0, advance=lambda n: None, rounds=ROUNDS):
     """{name: numbers that a compression to rtol would store} for {name: Tree}. Collective; the same on every rank.
 
-    Needs `entries_batch` of the operator. `advance(1)` after every measurement of a tree.
+    Needs `entries_batch` of the operator. rounds: one is a rough guess; with a single tree the second is made where it is named alone.
+    `advance(1)` after every measurement of a tree.
     """
     n, dtype, n_alive = operator.shape[0], operator.dtype, len(operator.alive)
     most = int(min(n_alive, max(64, n_alive // _PART), max(16, SKETCH_BYTES // (n * dtype.itemsize))))
     omega = Y = np.zeros((n, 0), dtype)
     result, spectra = dict.fromkeys(trees, 0), {name: [None] * (tree.depth + 1) for name, tree in trees.items()}
-    for largest, columns, entries in ROUNDS:
+    for largest, columns, entries in rounds:
         bound = NEAR * min(result.values(), default=0)
         measured = [name for name, value in result.items() if value <= bound]
-        if bound and len(measured) == 1:
+        if bound and len(measured) == 1 and rounds is ROUNDS:
             break
         more = gaussian_rows(seed, "trees", 0, n, range(Y.shape[1], max(Y.shape[1], min(columns, most))), dtype)
         omega, Y = np.concatenate([omega, more], axis=1), np.concatenate([Y, operator.matmat(more)], axis=1)

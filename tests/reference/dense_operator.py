@@ -3,6 +3,8 @@
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.parallel.exchange import gather_rows
+from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
 
 
@@ -21,6 +23,13 @@ class DenseOperator:
 
     def matmat(self, V):
         return self.comm.allreduce(self.partial_matmat(V))
+
+    def matmat_rows(self, V):
+        starts = row_starts(self.n_params, self.comm.size)
+        return self.matmat(gather_rows(self.comm, np.ascontiguousarray(V, self.dtype), starts))[slice(*starts[self.comm.rank :][:2])]
+
+    def diagonal(self):
+        return np.diagonal(self.H).copy()
 
     def entries(self, I, J):
         return self.H[np.ix_(I, J)]
