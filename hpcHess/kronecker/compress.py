@@ -12,7 +12,7 @@ from hpcHess.kronecker.layers import layers_of
 from hpcHess.kronecker.matrix import KroneckerSum
 from hpcHess.kronecker.selection import grown, squared_error
 from hpcHess.kronecker.sides import Inputs, Kernels
-from hpcHess.kronecker.spectra import Pair, spectra_of
+from hpcHess.kronecker.spectra import GRAM_SAMPLES, Pair, spectra_of
 from hpcHess.kronecker.terms import Terms
 from hpcHess.parallel.agree import tell
 from hpcHess.parallel.shared import HostArray
@@ -80,8 +80,6 @@ def checked_terms(terms):
 def pairs_of(operator, layers, rtol):
     """The `Pair`s ℓ ≤ ℓ' that are not zero, their products in float64, or float32 where that is the samples' and rtol allows it. Not collective."""
     samples, found = operator.samples, []
-    from hpcHess.kronecker.spectra import GRAM_SAMPLES
-
     single = rtol >= SINGLE_RTOL and samples.dtype == np.float32 and samples.n > GRAM_SAMPLES
     precision = np.float32 if single else np.float64
     for a, one in enumerate(layers):

@@ -5,13 +5,14 @@ import warnings
 import numpy as np
 import pytest
 
+from hpcHess.curvature.fisher import EmpiricalFisher, Fisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.kronecker.compress import compress_kronecker
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from tests.curvature.test_gauss_newton import CASES, make, near
 from tests.reference.dense_operator import DenseOperator, dense
-from tests.reference.gauss_newton import gauss_newton
+from tests.reference.gauss_newton import gauss_newton, outer_products
 from tests.reference.kronecker import best_sum, kfac, matrix_order
 
 
@@ -126,12 +127,26 @@ def test_weighted_samples(name, comm):
     H = sum(weight * gauss_newton(network, x[None]) for weight, x in zip(weights, inputs, strict=True))
     K = compressed(operator, rtol=1e-2)
     assert abs(relative(dense(K), H) - K.report["error_estimate"]["value"]) <= 1e-10 and K.report["rtol_met"]
-    near(dense(compressed(operator, terms="kfac")), _weighted_kfac(network, inputs, weights), 1e-13)
+    near(dense(compressed(operator, terms="kfac")), kfac(network, inputs, weights), 1e-13)
 
 
-def _weighted_kfac(network, inputs, weights):
-    """The mean of the weighted measure: E is Σ w_i, of the kernels and the inputs; weights that do not sum to 1 count in both."""
-    return kfac(network, inputs, weights)
+@pytest.mark.parametrize("name", ["tanh classes, some biases", "values, few outputs", "one layer, values", "deep autoencoder"])
+def test_fisher_matrices(name, comm):
+    network, inputs = make(name)
+    rng = np.random.default_rng(4)
+    classes = network.loss == "cross-entropy"
+    targets = rng.integers(0, network.n_outputs, len(inputs)) if classes else rng.standard_normal((len(inputs), network.n_outputs))
+    half = 1.0 if classes else 0.5
+    H = {Fisher: half * gauss_newton(network, inputs), EmpiricalFisher: outer_products(network, inputs, targets)}
+    for kind, exact in H.items():
+        operator = kind(network, inputs, targets, comm=comm)
+        K = compressed(operator, rtol=1e-2)
+        best, _ = best_sum(exact, network, {tuple(row["layers"]): row["terms"] for row in K.report["pairs"]})
+        near(dense(K), best, 1e-11)
+        assert abs(relative(dense(K), exact) - K.report["error_estimate"]["value"]) <= 1e-10 and K.report["rtol_met"]
+        if kind is Fisher:
+            near(dense(compressed(operator, terms="kfac")), half * kfac(network, inputs), 1e-13)
+        operator.close()
 
 
 def test_inputs_that_do_not_fit(comm):

@@ -39,7 +39,7 @@ def best_sum(H, network, counts):
 
 
 def kfac(network, inputs, weights=None):
-    """K-FAC [N, N]: of every layer E[∂z/∂aᵀ Q ∂z/∂a] ⊗ E[x̃ x̃ᵀ], sample by sample with the chain rule written out."""
+    """K-FAC [N, N]: of every layer E[∂z/∂aᵀ Q ∂z/∂a] ⊗ E[x̃ x̃ᵀ] · Σ w, sample by sample with the chain rule written out."""
     weights = np.full(len(inputs), 1 / len(inputs)) if weights is None else weights
     order, L = matrix_order(network), len(network.weights)
     G, S = [0.0] * L, [0.0] * L
@@ -64,5 +64,5 @@ def kfac(network, inputs, weights=None):
                 J = (J @ network.weights[layer]) * slopes[layer - 1]
     result = np.zeros((sum(index.size for index in order),) * 2)
     for index, A, B in zip(order, G, S, strict=True):
-        result[np.ix_(index.ravel(), index.ravel())] = np.kron(A, B)
+        result[np.ix_(index.ravel(), index.ravel())] = np.kron(A, B) / weights.sum()
     return result
