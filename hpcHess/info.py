@@ -61,7 +61,7 @@ def describe(summary):
             lines.append(f"{text + ' ≈':<12}{summary[key]:.4g}")
     lines += _solver(summary)
     chosen = FORMATS.get(summary["format"])
-    lines += [*(chosen.describe(summary) if chosen else ()), "", *_provenance(summary)]
+    lines += [*(chosen.describe(summary) if chosen else ()), "", *_plan(summary), *_provenance(summary)]
     lines += [f"warning: {text}" for text in summary.get("warnings", [])]
     return "\n".join(lines)
 
@@ -87,6 +87,14 @@ def _solver(summary):
         yield f"factors     {summary['woodbury_solver']} for damping {damping:g}{'' if error is None else f', backward error {error:.1e}'}"
 
 
+def _plan(summary):
+    """What the choice of the format was made from, where it was chosen, and the samples left out before."""
+    quadrature = summary.get("quadrature")
+    if quadrature:
+        yield f"samples     {quadrature['samples']:,} of {quadrature['of']:,}, weighted: error {quadrature['error']:.3g} of ‖H‖_F (part of the above)"
+    yield from summary.get("plan", {}).get("explanation", ())
+
+
 def _storage(summary):
     return (
         f"storage     {summary['storage_entries']:,} numbers, {summary['storage_bytes']:,} bytes, {summary['storage_percent']:.4g} % of N²"
@@ -97,9 +105,9 @@ def _storage(summary):
 def _error(summary):
     error = summary["error_estimate"]
     value, low, high = ("?" if error[key] is None else f"{error[key]:.3g}" for key in ("value", "low", "high"))
-    confidence = 100 * error.get("confidence", 0.95)
+    interval = f"{100 * error.get('confidence', 0.95):.0f} % interval {low} … {high} ({error['probes']} probes)"
     return (
-        f"error       {value} of ‖H‖_F, {confidence:.0f} % interval {low} … {high} ({error['probes']} probes); "
+        f"error       {value} of ‖H‖_F, {'exact' if error.get('exact') else interval}; "
         f"asked rtol = {summary['rtol']:g}: {'met' if summary['rtol_met'] else 'NOT MET'}"
     )
 

@@ -54,6 +54,8 @@ def compress(
     progress = Silent() if progress is None else progress
     common = {"seed": seed, "dtype": dtype, "probes": probes, "backend": backend, "progress": progress}
     left = _left_of(rtol, getattr(operator, "quadrature", None))
+    if format == AUTO and options.get("distance", "parameter") == "parameter" and hasattr(operator, "neuron_groups"):
+        options["distance"] = "neuron"  # the default order is rarely the cheapest tree of a network
     facts = planned = None
     if format == AUTO or memory or FORMATS[format].cheap:
         with progress.phase("plan"):

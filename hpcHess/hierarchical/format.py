@@ -5,7 +5,7 @@ from functools import partial
 from hpcHess.compressed.format import Format
 from hpcHess.hierarchical.compress import compress
 from hpcHess.hierarchical.file import read
-from hpcHess.hierarchical.predict import predict_hss
+from hpcHess.hierarchical.predict import predict_fmm, predict_hss
 
 _OPTIONS = ("leaf_size", "max_rank", "distance", "budget", "n_neighbors", "sampling", "solver")
 
@@ -35,4 +35,4 @@ def describe(summary):
 
 
 HSS = Format("hss", "hierarchically semiseparable: dense leaves, nested low-rank couplings", partial(compress, format="hss"), read, _OPTIONS, describe, predict_hss)
-FMM = Format("fmm", "the same with near lists", partial(compress, format="fmm"), read, _OPTIONS, describe)
+FMM = Format("fmm", "the same with near lists", partial(compress, format="fmm"), read, _OPTIONS, describe, predict_fmm)

@@ -1,5 +1,7 @@
 """What HSS and FMM matrices would cost, from the ranks of a few far fields (`tree.auto`)."""
 
+from dataclasses import replace
+
 from hpcHess.compressed.format import Prediction
 from hpcHess.tree.auto import ROUNDS, predicted_storage
 from hpcHess.tree.build import build_tree
@@ -18,6 +20,21 @@ def predict_hss(facts):
         distance = "neuron" if hasattr(operator, "neuron_groups") else "parameter"
     tree = build_tree(operator, facts.options.get("leaf_size", 64), distance, facts.seed, facts.rtol)
     return _predicted(facts, distance, tree, ROUNDS[:1], ROUGH, lambda: _predicted(facts, distance, tree, list(ROUNDS), SPREAD))
+
+
+def predict_fmm(facts):
+    """As HSS, with more room for error: where near lists pay is not predicted. On networks they do not (measured, docs/MATHEMATICS.md). Collective."""
+    if hasattr(facts.operator, "neuron_groups"):
+        return Prediction(refused="near lists do not pay on networks")
+    return _with_near_lists(predict_hss(facts))
+
+
+def _with_near_lists(found):
+    """The prediction of the HSS matrix, widened."""
+    if found.refused:
+        return found
+    refine = None if found.refine is None else lambda: _with_near_lists(found.refine())
+    return replace(found, spread=1.5 * found.spread, compress=2.0 * found.compress, solve=20.0 * found.solve, refine=refine, note=f"{found.note}, near lists")
 
 
 def _predicted(facts, distance, tree, rounds, spread, refine=None):
