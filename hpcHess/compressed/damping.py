@@ -66,7 +66,7 @@ def digits_lost(factors):
     """A line where factors do not solve with their own matrix."""
     if factors.backward_error > DIGITS_LOST:
         advice = "use a larger damping, or refine (--refine exact)"
-        if factors.solver == "woodbury":
+        if factors.solver == "woodbury" and "elimination" in factors.matrix.solvers:
             advice = "the plain Woodbury formula loses digits like 1/λ, use the solver elimination"
         counted = ", log-determinant and inertia are not trustworthy" if factors.backward_error > COUNTS_LOST else ""
         yield (

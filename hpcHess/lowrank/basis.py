@@ -79,6 +79,17 @@ class Basis:
         """QC, [n, k]. Not collective."""
         return self.Q @ coefficients.astype(self._held.dtype, copy=False)
 
+    def extend(self, W, noise):
+        """Q ← Q and orthonormal columns such that W [n, k] is in its span up to `noise` of the columns' norms. Collective.
+
+        One pass of `added` leaves what is smaller than √ε of the block's largest direction: passes go on until nothing is left.
+        """
+        scale, left = self._norms(W) * (noise / NOISE[self._held.dtype]), W
+        while (found := self.added(left, scale)).shape[1]:
+            self.append(found)
+            for _ in range(2):
+                left = left - self.combine(self.project(left))
+
     def added(self, W, scale=None):
         """Orthonormal columns of what W [n, k] adds to the span of Q; none where that is rounding. Collective.
 

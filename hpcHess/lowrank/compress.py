@@ -55,7 +55,7 @@ def compress(operator, rtol=1e-2, *, method="randomized", max_rank=0, seed=0, dt
             products.count += probes
         if error.high <= rtol or not cut.met:
             break
-        tightened *= min(0.98, 0.98 * rtol / error.high)
+        tightened *= min(0.99, 0.995 * rtol / error.high)
     with progress.phase("spectral norms"):
         matrix.report = reported(matrix, error, rtol, found.value, operator, seed)
     matrix.operator = operator

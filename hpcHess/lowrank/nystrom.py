@@ -1,7 +1,7 @@
 r"""Nyström approximations of semidefinite matrices from one sketch.
 
 With orthonormal Ω [n, l] and Y = HΩ, H̃ = Y (ΩᵀY + νI)⁻¹ Yᵀ, ν ≈ ε‖Y‖₂ (Tropp, Yurtsever, Udell & Cevher, NeurIPS 2017; Frangella, Tropp &
-Udell, SIMAX 2023): 0 ≼ H̃ ≼ H, by l products. Y = QR [m, l] is kept factored, so that H̃ = Q (R A R ᵀ) Qᵀ with A = (ΩᵀY + νI)⁻¹ needs small matrices
+Udell, SIMAX 2023): 0 ≼ H̃ ≼ H, by l products. Y = QR [m, l] is kept factored, so that H̃ = Q (R A Rᵀ) Qᵀ with A = (ΩᵀY + νI)⁻¹ needs small matrices
 alone, and Ω and Y grow by blocks.
 """
 
@@ -12,7 +12,8 @@ from hpcHess.runtime.errors import InputError
 
 BLOCK = 32
 GROWTH = 1.15
-OVERSAMPLED = 1.5  # columns for a rank that max_rank bounds
+OVERSAMPLED = 2.0  # columns for a rank that max_rank bounds
+LOST = 50  # ε of a column of Y: what Q need not hold
 INDEFINITE = 100  # ε‖H‖₂: a more negative eigenvalue is no rounding
 
 
@@ -38,7 +39,7 @@ class Nystrom:
         Y = products.apply(np.ascontiguousarray(new))
         self._Y.append(Y)
         before = self.basis.size
-        self.basis.append(self.basis.added(Y))
+        self.basis.extend(Y, LOST * self._eps)
         R = np.zeros((self.basis.size, omega.size))
         R[:before, :last], R[:, last:] = self._R, self.basis.project(Y)
         A = np.zeros((omega.size,) * 2)

@@ -14,7 +14,7 @@ import numpy as np
 from hpcHess.compressed.certificate import frobenius_interval
 from hpcHess.lowrank.basis import summed
 
-STEERING = 16  # probes
+STEERING = 64  # probes
 NOISE = 5  # ε |θ_1|: smaller eigenvalues are rounding
 
 
@@ -45,20 +45,23 @@ class Cut:
     wanted: int | None = None
 
 
-def search(finder, steering, rtol, norm=None, max_rank=0, advance=lambda columns: None):
-    """Grow the finder until rtol (relative to `norm`, default ‖H‖_F) or max_rank is reached and its pairs have settled: a `Cut`. Collective."""
+def search(finder, steering, rtol, norm=None, max_rank=0, probes=STEERING, advance=lambda columns: None):
+    """Grow the finder until rtol (relative to `norm`, default ‖H‖_F) or max_rank is reached and its pairs have settled: a `Cut`. Collective.
+
+    rtol is what a certificate by `probes` fresh vectors will most likely show as the upper end of its interval.
+    """
     if steering.zero:
         return Cut(np.zeros((finder.basis.size, 0)), np.zeros(0), True, 0)
     while True:
         before = finder.basis.size
-        cut = _cut(finder, steering, rtol, norm, max_rank)
+        cut = _cut(finder, steering, rtol, norm, max_rank, probes)
         if cut is not None:
             return cut
         finder.grow()
         advance(finder.basis.size - before)
 
 
-def _cut(finder, steering, rtol, norm, max_rank):
+def _cut(finder, steering, rtol, norm, max_rank, probes):
     """A Cut, or None where the space must grow."""
     basis, core, comm = finder.basis, finder.core(), steering.comm
     if not basis.size:
@@ -76,7 +79,7 @@ def _cut(finder, steering, rtol, norm, max_rank):
     theta, S = np.linalg.eigh(core)
     order = np.argsort(-np.abs(theta), kind="stable")
     theta, S = theta[order], S[:, order]
-    rank, met = _rank(squares, theta, S.T @ D, S.T @ C, allowed)
+    errors, rank, met = _rank(squares, theta, S.T @ D, S.T @ C, allowed, probes)
     wanted = rank if met else None
     if finder.exhausted and not met:
         rank = int(np.count_nonzero(np.abs(theta) > NOISE * np.finfo(steering.G.dtype).eps * abs(theta[0])))
@@ -84,20 +87,23 @@ def _cut(finder, steering, rtol, norm, max_rank):
         rank, met = max_rank, False
     elif not met and not finder.exhausted:
         return None
-    if not finder.settled(S[:, :rank], allowed):
+    if not finder.settled(S[:, :rank], max(allowed, errors[rank])):
         return None
     return Cut(S[:, :rank], theta[:rank], met, wanted)
 
 
-def _rank(squares, theta, D, C, allowed):
-    """(the smallest rank whose error, at the upper end of its interval, is allowed, True), or (all, False)."""
+def _rank(squares, theta, D, C, allowed, probes):
+    """(error ‖·‖_F² of every rank 0 … m, the smallest rank that is allowed, True), or (…, m, False). Room is left for the certificate's interval and
+    half of the steering probes' own.
+    """
     cross = 2 * theta[:, None] * D * C
     dropped = np.append(np.cumsum((theta**2 + cross.mean(axis=1))[::-1])[::-1], 0.0)
     errors = squares.mean() + dropped
     fits = np.flatnonzero(errors <= allowed)
     if not len(fits):
-        return len(theta), False
+        return errors, len(theta), False
     first = int(fits[0])
     value, _, high = frobenius_interval(np.maximum(squares + (cross + (theta[:, None] * C) ** 2)[first:].sum(axis=0), 0))
-    fits = np.flatnonzero(errors * ((high / value) ** 2 if value else 1.0) <= allowed)
-    return (int(fits[0]), True) if len(fits) else (len(theta), False)
+    room = 1 + (high / value - 1 if value else 0.0) * (0.5 + np.sqrt(len(squares) / probes))
+    fits = np.flatnonzero(errors * room**2 <= allowed)
+    return (errors, int(fits[0]), True) if len(fits) else (errors, len(theta), False)
