@@ -30,17 +30,17 @@ class DenseMatrix(RowOperator):
 
     The ranks share the rows of a product, in blocks that are converted one by one where the dtypes differ. Dead parameters are rows that
     are exactly zero. The whole matrix is read and checked once (`dense_check.check_symmetric`); `digest` is the sha256 of what was
-    read. Making it is collective; raises InputError for a matrix that is not square, real, finite and symmetric, or whose numbers are
-    too large for `dtype`.
+    read, `path` the file's absolute name or None. Making it is collective; raises InputError for a matrix that is not square, real,
+    finite and symmetric, or whose numbers are too large for `dtype`.
     """
 
     def __init__(self, matrix, n=None, comm=MPI.COMM_WORLD, dtype=None):
         self.comm = comm
         if isinstance(matrix, (str, os.PathLike)):
-            self.label = os.fspath(matrix)
+            self.label, self.path = os.fspath(matrix), os.path.abspath(matrix)
             self._matrix = open_dense(matrix, n, comm)
         else:
-            self.label = "the matrix"
+            self.label, self.path = "the matrix", None
             self._matrix = _whole_array(matrix, n, comm)
         with together(comm):
             self.dtype = checked_dtype(self._matrix.dtype.newbyteorder("=") if dtype is None else dtype)

@@ -76,6 +76,33 @@ class Products:
 
         return self._assemble(k, outputs, 1 / np.sqrt(self.n * max(k, 1)), forward=False)
 
+    def jacobian(self, V):
+        """J_i V of this rank's samples, [k, d, n_mine] for V [N, k], row-major."""
+        V, n_mine = self.backend.asarray(V), self.X.shape[1]
+        result = np.empty((V.shape[1], self.n_outputs, n_mine), self.dtype)
+        if not result.size:
+            return result
+        width, n_blocks = self._blocking(V.shape[1], n_mine, forward=True)
+        starts = row_starts(n_mine, n_blocks)
+        sweep = _Sweep(self, width, int(starts[1]), n_blocks > 1, forward=True)
+        for a in range(0, V.shape[1], width):
+            columns = slice(a, min(V.shape[1], a + width))
+            sweep.load(V[:, columns])
+            for lo, hi in zip(starts[:-1], starts[1:], strict=True):
+                block = slice(int(lo), int(hi))
+                result[columns, :, block] = self.backend.to_host(sweep.forward(block, columns.stop - a))
+        return result
+
+    def jacobian_transposed(self, U):
+        """Σ_{i mine} J_iᵀ u_i, [N, k], row-major, for u [k, d, n_mine]."""
+
+        def outputs(sweep, block, columns):
+            result = sweep.buffer(self.layers[-1].out, columns.stop - columns.start, block, len(self.layers) - 1)
+            result[...] = self.backend.asarray(U[columns, :, block])
+            return result
+
+        return self._assemble(len(U), outputs, 1, forward=False)
+
     def _assemble(self, k, outputs, scale, forward):
         """scale · Σ_{i mine} J_iᵀ u_i, [N, k], by blocks of columns and samples; `outputs(sweep, samples, columns)` gives u [k', d, m]."""
         n_mine = self.X.shape[1]
