@@ -55,8 +55,6 @@ def main(session, args):
     with session.phase("write"):
         save(matrix, args.output, job=job, network=origin.fitted, digests=origin.digests, factors=factors)
     report, error = matrix.report, matrix.report["error_estimate"]
-    for line in report.get("plan", {}).get("explanation", ()):
-        session.say(line)
     if report.get("distance_predictions"):
         predicted = ", ".join(f"{name} {value:.3g}" for name, value in sorted(report["distance_predictions"].items(), key=lambda item: item[1]))
         session.say(f"distance auto: {report['distance']} (predicted storage in % of N²: {predicted})")

@@ -107,6 +107,8 @@ def _made(format, prediction, operator, rtol, common, options):
 def _smallest(planned, facts, operator, rtol, common, options):
     """The first format of a `planner.Plan`; with objective = "storage" the smallest of those that may be. Collective."""
     explanation = list(explained(planned, facts))
+    for line in explanation:
+        common["progress"].write(line)
     tried, best = {}, None
     for name in (planned.first, *planned.rivals):
         if best is not None and planned.predictions[name].entries / planned.predictions[name].spread >= best.report["storage_entries"]:

@@ -29,6 +29,9 @@ class Silent:
         with self.timings.phase(name):
             yield _Quiet()
 
+    def write(self, text):
+        """A line that nobody reads."""
+
 
 class Progress:
     """Shows phases on `stream` (standard error); made on the rank that shows, `Silent` on the others.

@@ -1,0 +1,107 @@
+"""Every format through the drivers: compress, info, multiply, solve with and without refinement; and what is refused, in one line and without a file."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from hpcHess.formats.registry import FORMATS
+from tests.drivers.drive import drive, listing, ok, on_root, relative
+from tests.drivers.test_matrix_job import job as matrix_job
+
+NAMES = [name for name, each in FORMATS.items() if each.compress is not None and name not in ("hss", "fmm")] + ["auto"]
+MISSES = "block-diagonal"
+
+
+def compressed(case, name, *more):
+    """(run, F) of the small job in that format."""
+    F = case.folder / f"{name}.h5"
+    return drive("compress", case.job, "--output", F, "--set", f"compress.format={name}", *more), F
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_way(case, name):
+    run, F = compressed(case, name)
+    ok(run, 3 if name == MISSES else 0)
+    found = json.loads(ok(drive("info", F, "--json", "--verify")).out)
+    assert found["rtol_met"] == (name != MISSES) and found["complete"] and (found["format"] == name or name == "auto")
+    text = ok(drive("info", F)).out
+    assert f"{found['format'].upper()} matrix, N = {case.N}" in text and (name != "auto" or "auto: least time for rtol" in text)
+    U = case.folder / "U.npy"
+    ok(drive("multiply", F, "--input", case.folder / "V.npy", "--output", U))
+    error = relative(on_root(lambda: np.load(U)), case.H @ case.V)
+    assert error < (0.9 if name == MISSES else 1e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_solves(case, name):
+    pytest.importorskip("petsc4py")
+    _, F = compressed(case, name)
+    X, damping = case.folder / "X.npy", 0.01 * case.lmax
+    run = ok(drive("solve", F, "--rhs", case.folder / "V.npy", "--output", X, "--damping", damping))
+    assert run.residual("compressed") < 1e-6
+    run = ok(drive("solve", F, "--rhs", case.folder / "V.npy", "--output", X, "--damping", damping, "--refine", "exact", "--rtol", 1e-9))
+    wanted = np.linalg.solve(case.H + damping * np.eye(case.N), case.V)
+    assert run.residual("exact") <= 1e-9 and relative(on_root(lambda: np.load(X)), wanted) < 1e-6
+
+
+def test_keys_of_the_formats(case):
+    """K-FAC, a count of terms, the other ways to low rank, blocks of neurons, a structured part."""
+    for name, keys, shown in (
+        ("kronecker-sum", ["terms=kfac"], "terms       kfac"),
+        ("kronecker-sum", ["terms=2"], "terms       2"),
+        ("low-rank", ["method=nystrom"], "method      nystrom"),
+        ("block-diagonal", ["blocks=neuron"], "one neuron each"),
+        ("hss", ["structured=kronecker-sum"], "part        kronecker-sum"),
+        ("hss", ["structured=low-rank", "structured_size=4"], "part        low-rank"),
+    ):
+        run, F = compressed(case, name, *(word for key in keys for word in ("--set", f"compress.{key}")))
+        assert run.status in (0, 3), run.err
+        assert shown in ok(drive("info", F)).out
+
+
+def test_the_choice_is_explained_before_it_is_made(case):
+    run, F = compressed(case, "auto", "--rhs-count", "12", "--memory", "4G", "--set", "compress.objective=storage")
+    assert re.search(r"auto: least storage for rtol 0.001, 12 right-hand sides to solve for, 4 GB of memory", ok(run).err)
+    found = json.loads(ok(drive("info", F, "--json")).out)
+    assert found["plan"]["memory"] == 4 * 10**9 and set(found["plan"]["predictions"]) >= {"hss", "low-rank", "kronecker-sum", "dense", "none"}
+
+
+REFUSED = [
+    (["--set", "compress.format=hodlr"], "format must be .*not 'hodlr'"),
+    (["--set", "compress.format=sum"], "format must be .*not 'sum'"),
+    (["--set", "compress.format=data-woodbury", "--memory", "10K"], "data-woodbury needs about .* but 0.01 MB may be used: raise --memory"),
+    (["--set", "compress.format=dense", "--memory", "10K"], "dense needs about"),
+    (["--set", "compress.format=auto", "--memory", "1K"], "no format can serve with 0.001 MB of memory"),
+    (["--set", "compress.terms=0"], "compress.terms must be"),
+    (["--set", "compress.method=lanczos"], "compress.method must be"),
+    (["--set", "compress.format=dense", "--set", "compress.structured=low-rank"], "compress.structured"),
+    (["--set", "data.quadrature=0.5", "--set", "compress.rtol=1e-3"], "leaves nothing of rtol"),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), REFUSED)
+def test_refused_in_one_line(case, more, message):
+    before = listing(case.folder)
+    run = drive("compress", case.job, "--output", case.folder / "none.h5", *more)
+    assert run.status == 2 and len(run.errors) == 1 and re.search(message, run.errors[0]), run.err
+    assert listing(case.folder) == before
+
+
+def test_a_matrix_from_a_file_has_no_layers_and_may_be_indefinite(folder):
+    at = folder / "indefinite"
+    K = np.diag(np.linspace(-1, 2, 60)) + 0.01
+    on_root(lambda: at.mkdir() or np.save(at / "K.npy", K))
+    made, F = matrix_job(at), at / "F.h5"
+    for more, message in (
+        (["compress.format=kronecker-sum"], "kronecker-sum.* needs a network's layers"),
+        (["compress.format=block-diagonal"], "needs a network with layers"),
+        (["compress.format=data-woodbury"], "needs a network and its samples"),
+        (["compress.format=low-rank", "--set", "compress.method=nystrom", "--set", "compress.rtol=0.5"], "is indefinite"),
+    ):
+        run = drive("compress", made, "--output", F, "--set", *more)
+        assert run.status == 2 and len(run.errors) == 1 and re.search(message, run.errors[0]), run.err
+        assert not F.exists()
+    for name in ("low-rank", "dense", "auto"):
+        ok(drive("compress", made, "--output", F, "--set", f"compress.format={name}", "--set", "compress.rtol=0.1"))
