@@ -47,9 +47,10 @@ def _packed(values, symmetric):
 
 def _unpacked(flat, shape, symmetric):
     """[K, …] of flat numbers."""
-    values = flat.reshape(len(flat) // max(1, _width(shape, symmetric)), -1)
+    width = _width(shape, symmetric)
+    values = flat.reshape(len(flat) // max(1, width), width)
     if not symmetric:
-        return values.reshape(-1, *shape)
+        return values.reshape(len(values), *shape)
     result, (rows, columns) = np.empty((len(values), *shape), flat.dtype), np.triu_indices(shape[0])
     result[:, rows, columns] = result[:, columns, rows] = values
     return result

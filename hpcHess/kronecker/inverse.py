@@ -48,7 +48,7 @@ class KroneckerInverse(DirectFactors):
             sums = a[:, None, None] * s + self.damping
             Z = _divided(xp, Z, abs(sums) if absolute else sums)
             Z = xp.matmul(U, xp.matmul(Z, W.T).reshape(len(U), -1)).reshape(-1, k, len(W))
-            layer.scatter(Z, X)
+            layer.scatter(xp, Z, X)
         result = reduce_rows(comm, matrix.backend.to_host(X), matrix.parameter_starts)
         rest = ~touched[matrix.mine]
         if rest.any():
@@ -65,7 +65,7 @@ def _divided(xp, Z, sums):
 def _mask(layer, n_params):
     """Which parameters lie in living rows and columns of a layer."""
     V = np.zeros((n_params, 1))
-    layer.scatter(np.ones((layer.shape[0], 1, layer.shape[1])), V)
+    layer.scatter(np, np.ones((layer.shape[0], 1, layer.shape[1])), V)
     return V[:, 0] > 0
 
 

@@ -20,6 +20,7 @@ class Layer:
         self.n_params = self.out * (self.inner + self.has_bias)
         self._weights = self.columns[self.columns < self.inner]
         self._all = len(self.rows) == self.out and len(self._weights) == self.inner
+        self._places = {}  # array namespace → (living rows, living weights, biases of living rows) there
 
     @property
     def shape(self):
@@ -29,23 +30,30 @@ class Layer:
     def gather(self, xp, V):
         """V [N, k] → [d, k, c], row-major."""
         k, w = V.shape[1], len(self._weights)
+        rows, weights, biases = self._on(xp)
         result = xp.empty((len(self.rows), k, len(self.columns)), V.dtype)
         W = V[self.start : self.bias].reshape(self.out, self.inner, k)
-        result[:, :, :w] = (W if self._all else W[self.rows[:, None], self._weights]).transpose(0, 2, 1)
+        result[:, :, :w] = xp.transpose(W if self._all else W[rows, weights], (0, 2, 1))
         if w < len(self.columns):
-            result[:, :, w] = V[self.bias + self.rows]
+            result[:, :, w] = V[biases]
         return result
 
-    def scatter(self, U, V):
-        """U [d, k, c] → its rows of V [N, k], in place; the others stay."""
+    def scatter(self, xp, U, V):
+        """U [d, k, c] → its rows of V [N, k], row-major, in place; the others stay."""
         k, w = V.shape[1], len(self._weights)
-        W, values = V[self.start : self.bias].reshape(self.out, self.inner, k), U[:, :, :w].transpose(0, 2, 1)
+        rows, weights, biases = self._on(xp)
+        W, values = V[self.start : self.bias].reshape(self.out, self.inner, k), xp.transpose(U[:, :, :w], (0, 2, 1))
         if self._all:
             W[...] = values
         else:
-            W[self.rows[:, None], self._weights] = values
+            W[rows, weights] = values
         if w < len(self.columns):
-            V[self.bias + self.rows] = U[:, :, w]
+            V[biases] = U[:, :, w]
+
+    def _on(self, xp):
+        if id(xp) not in self._places:
+            self._places[id(xp)] = tuple(xp.asarray(each) for each in (self.rows[:, None], self._weights, self.bias + self.rows))
+        return self._places[id(xp)]
 
 
 def layers_of(operator):

@@ -61,7 +61,7 @@ class KroneckerSum(CompressedMatrix):
                 a, b = each.layers
                 each.add(self.backend, own, inputs[a], inputs[b], outputs[a], outputs[b])
         for at in used:
-            self.layers[at].scatter(outputs[at], result)
+            self.layers[at].scatter(xp, outputs[at], result)
         return self.backend.to_host(result)
 
     def matmat_rows(self, V):
@@ -78,7 +78,7 @@ class KroneckerSum(CompressedMatrix):
         whole = np.zeros((self.n_params, 1))
         for each, own in zip(self.terms, self._own, strict=True):
             if each.symmetric and own.stop > own.start:
-                self.layers[each.layers[0]].scatter(np.ascontiguousarray(each.diagonal(own)[:, None, :]), whole)
+                self.layers[each.layers[0]].scatter(np, np.ascontiguousarray(each.diagonal(own)[:, None, :]), whole)
         return reduce_rows(self.comm, whole, self.parameter_starts)[:, 0]
 
     def norm_frobenius(self):

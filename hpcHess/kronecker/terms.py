@@ -66,12 +66,12 @@ class Terms:
                 U += xp.matmul(V2.reshape(-1, c2), S.T).reshape(U.shape)
             elif self.kind == "scaled":
                 moved = xp.matmul(shared, V2.reshape(d2, -1)).reshape(d, k, c2)
-                U += _scaled(xp, left, moved, right.transpose(0, 2, 1))
+                U += _scaled(xp, left, moved, xp.transpose(right, (0, 2, 1)))
                 U2 += xp.matmul(shared.T, _scaled(xp, left, V, right).reshape(d, -1)).reshape(U2.shape)
             else:
-                U += _full(xp, left, V2, right.transpose(0, 2, 1))
+                U += _full(xp, left, V2, xp.transpose(right, (0, 2, 1)))
                 if not self.symmetric:
-                    U2 += _full(xp, left.transpose(0, 2, 1), V, right)
+                    U2 += _full(xp, xp.transpose(left, (0, 2, 1)), V, right)
 
     def _on(self, backend, lo, hi, dtype):
         """(left, right, shared) of terms lo … hi − 1 on the backend; on a device they stay there."""
@@ -128,9 +128,9 @@ def _full(xp, A, V, St):
     (t, d, d2), k, (_, c2, c) = A.shape, V.shape[1], St.shape
     if d2 * c2 * c + d * d2 * c <= d * d2 * c2 + d * c2 * c:
         Z = xp.matmul(V.reshape(1, d2 * k, c2), St).reshape(t * d2, k * c)
-        return xp.matmul(A.transpose(1, 0, 2).reshape(d, t * d2), Z).reshape(d, k, c)
+        return xp.matmul(xp.transpose(A, (1, 0, 2)).reshape(d, t * d2), Z).reshape(d, k, c)
     Z = xp.matmul(A.reshape(t * d, d2), V.reshape(d2, k * c2)).reshape(t, d * k, c2)
-    return xp.matmul(Z, St).sum(axis=0).reshape(d, k, c)
+    return xp.sum(xp.matmul(Z, St), axis=0).reshape(d, k, c)
 
 
 def _scaled(xp, v, V, S):
