@@ -13,6 +13,7 @@ from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 
 PROBES, STEPS = 16, 80
+ROUNDING = 64  # ε λ_max of the stored type: Ritz values below minus that are negative
 CONFIDENCE = 0.95
 _COLUMNS_BYTES = 1 << 30  # of the Lanczos vectors of a group of probes on a rank
 
@@ -33,7 +34,7 @@ def logdet(matrix, damping, probes=PROBES, steps=STEPS, seed=0):
     """`LogDet` of H̃ + λI = N log λ + tr log|I + H̃/λ|, for λ > 0, from products with `probes` vectors, `steps` times. Collective.
 
     The interval holds the spread of the probes (Student's t, 95 %) and what the quadrature may be off: Gauss's rule is an upper and the
-    Gauss–Radau rule with a node at λ a lower bound for a semidefinite H̃; for others, twice the difference to half the steps.
+    Gauss–Radau rule with a node at λ (of H̃ + λI) a lower bound for a semidefinite H̃; for others, twice the difference to half the steps.
     InputError for λ = 0: the logarithm has a pole there.
     """
     check_damping(damping)
@@ -65,17 +66,19 @@ def trace_of_function(matrix, function, probes=PROBES, steps=STEPS, seed=0):
         raise InputError(f"stochastic Lanczos quadrature needs at least 2 probes and 2 steps, not {probes} and {steps}")
     n_local = int(np.diff(matrix.parameter_starts).max())
     group = max(1, min(probes, _COLUMNS_BYTES // (8 * max(1, n_local) * (steps + 2))))
-    found, smallest = [], np.inf
+    found = []
     for first in range(0, probes, group):
-        for alpha, beta in _lanczos(matrix, _signs(seed, matrix.mine, range(first, min(probes, first + group))), steps):
-            theta = eigh_tridiagonal(alpha, beta[:-1], eigvals_only=True)
-            smallest = min(smallest, float(theta[0]))
-            found.append(_rules(alpha, beta, function, smallest))
-    gauss, other = matrix.n_params * np.array(found).T
-    middle = (gauss + other) / 2
-    spread = stdtrit(len(middle) - 1, 0.5 + CONFIDENCE / 2) * middle.std(ddof=1) / np.sqrt(len(middle))
-    off = float(np.abs(gauss - other).mean()) / 2
-    value = float(middle.mean())
+        found += _lanczos(matrix, _signs(seed, matrix.mine, range(first, min(probes, first + group))), steps)
+    ends = np.array([eigh_tridiagonal(alpha, beta[:-1], eigvals_only=True)[[0, -1]] for alpha, beta in found])
+    smallest, rounding = float(ends.min()), ROUNDING * np.finfo(matrix.dtype).eps * float(np.abs(ends).max())
+    if smallest < -rounding:
+        gauss, other = matrix.n_params * np.array([_rules_of_halves(alpha, beta, function) for alpha, beta in found]).T
+        values, off = gauss, 2 * float(np.abs(gauss - other).mean())
+    else:
+        gauss, other = matrix.n_params * np.array([_rules(alpha, beta, function, min(0.0, smallest)) for alpha, beta in found]).T
+        values, off = (gauss + other) / 2, float(np.abs(gauss - other).mean()) / 2
+    spread = stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    value = float(values.mean())
     return Trace(value, value - spread - off, value + spread + off, smallest)
 
 
@@ -99,23 +102,24 @@ def _signs(seed, mine, columns):
     return Z
 
 
-def _rules(alpha, beta, function, smallest):
-    """(Gauss, Gauss–Radau with a node at 0) of the normalized measure; for an indefinite H̃ (Gauss, the rule of half the steps)."""
+def _rules(alpha, beta, function, node):
+    """(Gauss, Gauss–Radau with that node, which no Ritz value is below) of the normalized measure."""
     gauss = _quadrature(alpha, beta[:-1], function)
-    m = len(alpha)
-    if m == 1 or beta[-1] == 0:  # the Krylov space is exhausted: exact
+    m, scale = len(alpha), float(np.abs(alpha).max())
+    if beta[-1] == 0:  # the Krylov space is exhausted: exact
         return gauss, gauss
-    if smallest < 0:
-        half = (m + 1) // 2
-        return gauss, _quadrature(alpha[:half], beta[: half - 1], function)
-    # Golub 1973: the m + 1 nodes of T extended by β_m and α = δ_m, (T − 0 I) δ = β_m² e_m
+    # Golub 1973: the m + 1 nodes of T extended by β_m and α = a + δ_m, (T − a I) δ = β_m² e_m; a just below the node keeps T − a I regular
+    a = node - np.finfo(np.float64).eps * scale
     bands = np.zeros((3, m))
-    bands[0, 1:], bands[1], bands[2, :-1] = beta[:-1], alpha, beta[:-1]
-    try:
-        last = solve_banded((1, 1), bands, np.append(np.zeros(m - 1), beta[-1] ** 2))[-1]
-    except np.linalg.LinAlgError:
-        return gauss, gauss
+    bands[0, 1:], bands[1], bands[2, :-1] = beta[:-1], alpha - a, beta[:-1]
+    last = a + solve_banded((1, 1), bands, np.append(np.zeros(m - 1), beta[-1] ** 2))[-1]
     return gauss, _quadrature(np.append(alpha, last), beta, function)
+
+
+def _rules_of_halves(alpha, beta, function):
+    """(Gauss, Gauss of half the steps): what an indefinite matrix lets one say of the quadrature's error."""
+    half = len(alpha) if beta[-1] == 0 else (len(alpha) + 1) // 2
+    return _quadrature(alpha, beta[:-1], function), _quadrature(alpha[:half], beta[: half - 1], function)
 
 
 def _quadrature(alpha, beta, function):
