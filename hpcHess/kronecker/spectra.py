@@ -19,7 +19,7 @@ from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
 
 GRAM_SAMPLES = 4000  # most samples of the Gram route
-EXPLICIT_NUMBERS = 1 << 26  # in R of the explicit one
+EXPLICIT_NUMBERS = 1 << 25  # in R of the explicit one
 FLOOR = 1e-7  # of the largest singular value: smaller ones of the Gram route are noise
 BLOCK = 32  # columns of the randomized route at first
 OVERSAMPLING = 8
@@ -148,13 +148,15 @@ class Gram(_Known):
         if self.comm.rank == self.owner:
             (L, left), (M, right) = (_half(*each) for each in self._halves)
             U, self._values, Vt = np.linalg.svd(L.T @ M / self.pair.n, full_matrices=False)
-            self._coefficients = [U.T if each is None else (each @ U).T for each in (left,)] + [Vt if right is None else Vt @ right.T]
+            self._coefficients = [U.T if left is None else U.T @ left.T, Vt if right is None else Vt @ right.T]
         self._made = [by_features for by_features, _ in self._halves]
         self._halves = None
 
     def settle(self):
         """Tell all ranks the singular values. Collective."""
         self._settle(self._values if self.comm.rank == self.owner else None, FLOOR)
+        if self._coefficients is not None:
+            self._coefficients = [each[: len(self.values)].copy() for each in self._coefficients]
 
     def vectors(self, lo, hi):
         found = []
@@ -296,16 +298,17 @@ def spectra_of(pairs, comm, mine, seed=0, route=None):
     routes = [route or route_of(pair) for pair in pairs]
     grown = [at for at, each in enumerate(routes) if each == "randomized"]
     norms = dict(zip(grown, squared_norms([pairs[at] for at in grown], comm), strict=True))
-    found = []
-    for at, (pair, each) in enumerate(zip(pairs, routes, strict=True)):
-        if each == "randomized":
-            found.append(Randomized(pair, comm, mine, norms[at], seed))
-        else:
-            found.append((Explicit if each == "explicit" else Gram)(pair, comm, mine, at % comm.size))
-    grams = [each for each in found if isinstance(each, Gram)]
-    with together(comm):
-        for each in grams:
-            each.decompose()
-    for each in grams:
-        each.settle()
-    return found
+    made = {at: Randomized(pairs[at], comm, mine, norms[at], seed) for at in grown}
+    for number, at in enumerate(each for each, way in enumerate(routes) if way == "explicit"):
+        made[at] = Explicit(pairs[at], comm, mine, number % comm.size)
+    grams = [at for at, each in enumerate(routes) if each == "gram"]
+    for first in range(0, len(grams), comm.size):  # as many at a time as there are ranks to decompose them
+        several = grams[first : first + comm.size]
+        for owner, at in enumerate(several):
+            made[at] = Gram(pairs[at], comm, mine, owner)
+        with together(comm):
+            for at in several:
+                made[at].decompose()
+        for at in several:
+            made[at].settle()
+    return [made[at] for at in range(len(pairs))]

@@ -7,6 +7,7 @@ import pytest
 
 from hpcHess.curvature.fisher import EmpiricalFisher, Fisher
 from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.kronecker import compress, spectra
 from hpcHess.kronecker.compress import compress_kronecker
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import HpcHessWarning, InputError
@@ -178,3 +179,31 @@ def test_a_zero_matrix(comm):
     K = compressed(operator, rtol=1e-2)
     H = gauss_newton(network, np.zeros_like(inputs))
     assert relative(dense(K), H) <= 1e-2 if H.any() else not dense(K).any()
+
+
+@pytest.mark.parametrize("name", ["tanh classes, some biases", "deep autoencoder", "relu classes"])
+def test_many_samples(name, comm, monkeypatch):
+    """What more samples than the Gram route takes are compressed by: random projections, float32 products with float64 sums."""
+    for module in (spectra, compress):
+        monkeypatch.setattr(module, "GRAM_SAMPLES", 10)
+    monkeypatch.setattr(spectra, "EXPLICIT_NUMBERS", 0)
+    monkeypatch.setattr(spectra, "BLOCK", 12)
+    network, inputs = make(name, 30)
+    H = gauss_newton(network, inputs)
+    for dtype, rtol, tolerance in ((np.float32, 1e-1, 1e-5), (np.float32, 1e-2, 1e-4), (np.float64, 1e-4, 1e-9)):
+        operator = GaussNewton(network, inputs, comm=comm, dtype=dtype)
+        K = compressed(operator, rtol=rtol)
+        assert {row["route"] for row in K.report["pairs"]} == {"randomized"}
+        assert abs(relative(dense(K), H) - K.report["error_estimate"]["value"]) <= tolerance
+        assert K.report["rtol_met"]
+        operator.close()
+
+
+def test_the_floor_of_the_gram_route_is_told(comm, monkeypatch):
+    monkeypatch.setattr(spectra, "EXPLICIT_NUMBERS", 0)
+    network, inputs = make("deep autoencoder", 9)
+    operator = GaussNewton(network, inputs, comm=comm)
+    K = compressed(operator, rtol=1e-12)
+    assert {row["route"] for row in K.report["pairs"]} == {"gram"}
+    assert not K.report["rtol_met"] and any("are rounding" in line for line in K.report["warnings"])
+    assert abs(relative(dense(K), gauss_newton(network, inputs)) - K.report["error_estimate"]["value"]) <= 1e-7
