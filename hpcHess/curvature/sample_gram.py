@@ -3,11 +3,13 @@ r"""Inner products of the samples' matrices H_i = J_iᵀ Q_i J_i, as matrix prod
 With x̃_i^ℓ the input of layer ℓ (the bias input 1 last, where the layer has a bias), C_i^ℓ = R_iᵀ ∂z_i/∂a_i^ℓ [r, d_ℓ] and the
 pre-activation kernel κ_i^{ℓℓ'} = C_i^{ℓᵀ} C_i^{ℓ'} [d_ℓ, d_ℓ'], the block (ℓ, ℓ') of H_i is κ_i^{ℓℓ'} ⊗ x̃_i^ℓ x̃_i^{ℓ'ᵀ}. Hence
 
-    ⟨H_i, H_j⟩_F = Σ_{ℓℓ'} a_ij^ℓ a_ij^{ℓ'} ⟨κ_i^{ℓℓ'}, κ_j^{ℓℓ'}⟩_F = ‖ Σ_ℓ a_ij^ℓ T_ij^ℓ ‖_F²,   a_ij^ℓ = ⟨x̃_i^ℓ, x̃_j^ℓ⟩,   T_ij^ℓ = C_i^ℓ C_j^{ℓᵀ} [r, r].
+    ⟨H_i, H_j⟩_F = Σ_{ℓℓ'} a_ij^ℓ a_ij^{ℓ'} ⟨κ_i^{ℓℓ'}, κ_j^{ℓℓ'}⟩_F = ‖ Σ_ℓ a_ij^ℓ T_ij^ℓ ‖_F²,
+    a_ij^ℓ = ⟨x̃_i^ℓ, x̃_j^ℓ⟩,   T_ij^ℓ = C_i^ℓ C_j^{ℓᵀ} [r, r].
 
 A pair of samples costs, besides the a, either the numbers in the kernels (features: the kernel's entries, on the diagonal p ≤ p' alone with the
 others times √2) or r² Σ d_ℓ by way of T; the cheaper is taken. Squared error's last two layers, where C_i = M diag(g_i), have closed forms with
-S = ⟨M e_p, M e_p'⟩: features S_pp' g_p g_p' for (L−1, L−1), g_p (Σ_p' S_pp'²)^½ for (L−1, L), √2 C for (ℓ, L), and 2√d for (L, L): no r × r for any pair.
+S = ⟨M e_p, M e_p'⟩: features S_pp' g_p g_p' for (L−1, L−1), g_p (Σ_p' S_pp'²)^½ for (L−1, L), √2 C for (ℓ, L), and 2√d for (L, L):
+no r × r for any pair.
 
 Everything is computed in `dtype`: in float64 to rounding, relative to ‖H_i‖ ‖H_j‖; in float32 to about 1e-6 of that (inner dimensions of
 hundreds, summed by the BLAS), which bounds the relative error of sums of the nonnegative ⟨H_i, H_j⟩ as well. Not collective.
