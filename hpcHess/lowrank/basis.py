@@ -8,6 +8,7 @@ from hpcHess.parallel.random import gaussian_rows
 
 NOISE = {np.dtype(np.float32): 3e-6, np.dtype(np.float64): 1e-12}  # of a column: less than this outside of a space is rounding
 _DEPENDENT = {np.dtype(np.float32): 1e-11, np.dtype(np.float64): 1e-13}  # eigenvalues of Gram matrices of unit columns that are rounding
+_OWN = 0.7  # of a unit column's norm: what a second projection leaves of a direction of its own, and not of rounding
 _MESSAGE = 1 << 26  # numbers of one reduction
 
 
@@ -97,19 +98,19 @@ class Basis:
         eigendecomposition in place of Cholesky's, which bears dependent columns): Yamamoto, Nakatsukasa, Yanagisawa & Fukaya, ETNA 2015.
         """
         dtype = self._held.dtype
-        for _ in range(2):
+        for sweep, least in enumerate((NOISE[dtype], NOISE[dtype], _OWN)):
             scale = self._norms(W) if scale is None else scale
             W = W[:, scale > 0] / scale[scale > 0].astype(dtype)
             W = W - self.combine(self.project(W))
             left = self._norms(W)
-            W = W[:, left > NOISE[dtype]] / left[left > NOISE[dtype]].astype(dtype)
+            W = W[:, left > least] / left[left > least].astype(dtype)
             gram, vectors = np.linalg.eigh(self.gram(W))
             keep = gram > _DEPENDENT[dtype]
-            W, scale = W @ (vectors[:, keep] / np.sqrt(gram[keep])).astype(dtype), None
-        left = W - self.combine(self.project(W))
-        W = W[:, self._norms(left) > 0.7]  # a direction of its own stays a unit column, rounding does not
-        gram, vectors = np.linalg.eigh(self.gram(W))
-        return W @ ((vectors / np.sqrt(gram)) @ vectors.T).astype(dtype)
+            turn = vectors[:, keep] / np.sqrt(gram[keep])
+            W, scale = W @ turn.astype(dtype), None
+            if sweep and left.min(initial=1) > _OWN and gram.min(initial=1) > _OWN:
+                break  # hardly anything was taken from orthonormal columns: none was rounding
+        return W
 
     def _norms(self, W):
         return np.sqrt(summed(self.comm, np.einsum("ij,ij->j", W, W, dtype=np.float64)))

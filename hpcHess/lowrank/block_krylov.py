@@ -11,7 +11,7 @@ from hpcHess.lowrank.basis import NOISE, Basis
 
 BLOCK = 32
 GROWTH = 1.05
-SETTLED = 0.02  # of the allowed ‖·‖_F²: what more powers could still gain
+SETTLED = 0.005  # of the allowed ‖·‖_F²: what more powers could still gain
 
 
 class BlockKrylov:

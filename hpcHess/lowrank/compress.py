@@ -11,7 +11,7 @@ from hpcHess.lowrank.interpolative import interpolation, skeleton_rows
 from hpcHess.lowrank.krylov_schur import KrylovSchur
 from hpcHess.lowrank.matrix import LowRankMatrix
 from hpcHess.lowrank.nystrom import Nystrom
-from hpcHess.lowrank.search import Steering, search
+from hpcHess.lowrank.search import RANKS_A_PROBE, Steering, search
 from hpcHess.parallel.agree import tell
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
@@ -19,14 +19,14 @@ from hpcHess.runtime.jobfile import METHODS
 from hpcHess.runtime.progress import Silent
 
 ATTEMPTS = 4
-ROUNDED = 0.02  # of rtol: what rounding the interpolative form to the stored precision may cost
+ROUNDED = 0.1  # of rtol: what rounding the interpolative form to the stored precision may cost
 _ROUNDING_PROBES = 4
 
 
 def compress(operator, rtol=1e-2, *, method="randomized", max_rank=0, seed=0, dtype="auto", probes=32, backend="auto", progress=None, norm=None):
     """H̃ of the smallest rank with ‖H̃ − H‖_F ≤ rtol ‖H‖_F, for an operator (docs/ARCHITECTURE.md, "Operators"). Collective.
 
-    rtol      relative to ‖H‖_F of the whole matrix, or to `norm` (a `certificate.Norm`); verified by `probes` fresh Gaussian products,
+    rtol      relative to ‖H‖_F of the whole matrix, or to `norm` (a `certificate.Norm`); verified by `probes` fresh Gaussian products (rank / 8 where that is more),
               accepted where the upper end of the 95 % interval is ≤ rtol; `report["rtol_met"]` says whether it was reached
     method    randomized (`lowrank.block_krylov`), nystrom (semidefinite matrices, `lowrank.nystrom`), krylov (SLEPc, `lowrank.krylov_schur`)
     max_rank  0 for no bound
@@ -51,8 +51,9 @@ def compress(operator, rtol=1e-2, *, method="randomized", max_rank=0, seed=0, dt
         with progress.phase("basis"):
             matrix = low_rank_matrix(operator, products, finder.basis.combine(cut.S), cut.values, kernels, dtype, ROUNDED * rtol)
         with progress.phase("certificate"):
-            error, found = certify(matrix, operator, probes, seed, "certificate" if not attempt else f"certificate {attempt}", norm)
-            products.count += probes
+            fresh = max(probes, matrix.rank // RANKS_A_PROBE)
+            error, found = certify(matrix, operator, fresh, seed, "certificate" if not attempt else f"certificate {attempt}", norm)
+            products.count += fresh
         if error.high <= rtol or not cut.met:
             break
         tightened *= min(0.99, 0.995 * rtol / error.high)

@@ -6,6 +6,7 @@ numbers instead of n r + r. J by pivoted QR of Uᵀ keeps the entries of P small
 
 import numpy as np
 from scipy.linalg import lu_factor, lu_solve, qr
+from scipy.linalg.lapack import dgecon
 
 from hpcHess.lowrank.basis import summed
 
@@ -62,9 +63,10 @@ def interpolation(comm, U, numbers, skeleton, dtype):
     first = np.zeros((r, r))
     first[np.searchsorted(skeleton, numbers[inside])] = U[inside]
     first = summed(comm, first)
-    if not np.linalg.cond(first) < 1e-2 / np.finfo(dtype).eps:
+    factors = lu_factor(first.T)
+    if not dgecon(factors[0], np.linalg.norm(first.T, 1))[0] > 100 * np.finfo(dtype).eps:
         return None
-    rest, factors = np.flatnonzero(~inside), lu_factor(first.T)
+    rest = np.flatnonzero(~inside)
     T = np.empty((len(rest), r), dtype)
     for at in range(0, len(rest), _ROWS):
         T[at : at + _ROWS] = lu_solve(factors, U[rest[at : at + _ROWS]].T.astype(np.float64)).T

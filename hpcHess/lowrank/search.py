@@ -15,6 +15,8 @@ from hpcHess.compressed.certificate import frobenius_interval
 from hpcHess.lowrank.basis import summed
 
 STEERING = 64  # probes
+RANKS_A_PROBE = 8  # of a certificate with more than the probes asked for: a narrow interval saves rank
+ROOM = 0.75  # of the steering probes' own interval, beside the certificate's
 NOISE = 5  # ε |θ_1|: smaller eigenvalues are rounding
 
 
@@ -93,8 +95,8 @@ def _cut(finder, steering, rtol, norm, max_rank, probes):
 
 
 def _rank(squares, theta, D, C, allowed, probes):
-    """(error ‖·‖_F² of every rank 0 … m, the smallest rank that is allowed, True), or (…, m, False). Room is left for the certificate's interval and
-    half of the steering probes' own.
+    """(error ‖·‖_F² of every rank 0 … m, the smallest rank that is allowed, True), or (…, m, False). Room is left for the certificate's interval
+    and `ROOM` of the steering probes' own.
     """
     cross = 2 * theta[:, None] * D * C
     dropped = np.append(np.cumsum((theta**2 + cross.mean(axis=1))[::-1])[::-1], 0.0)
@@ -104,6 +106,6 @@ def _rank(squares, theta, D, C, allowed, probes):
         return errors, len(theta), False
     first = int(fits[0])
     value, _, high = frobenius_interval(np.maximum(squares + (cross + (theta[:, None] * C) ** 2)[first:].sum(axis=0), 0))
-    room = 1 + (high / value - 1 if value else 0.0) * (0.5 + np.sqrt(len(squares) / probes))
+    room = 1 + (high / value - 1 if value else 0.0) * (ROOM + np.sqrt(len(squares) / max(probes, first // RANKS_A_PROBE)))
     fits = np.flatnonzero(errors * room**2 <= allowed)
     return (errors, int(fits[0]), True) if len(fits) else (errors, len(theta), False)
