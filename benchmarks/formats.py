@@ -113,7 +113,8 @@ class Session:
             key, exact, start = key_of(case, row, rtol), {} if row.left_out else self._exact(case), time.monotonic()
             found = described(case, row, rtol) | self._found(case, row, rtol, exact)
             self._keep(key, found, start)
-            print(f"{number + 1} of {len(self.planned)}  {key}: {found.get('failed') or 'done'}, {found['seconds']:.1f} s", file=sys.stderr, flush=True)
+            told = found.get("failed") or "done"
+            print(f"{number + 1} of {len(self.planned)}  {key}: {told}, {found['seconds']:.1f} s", file=sys.stderr, flush=True)
 
     def _keep(self, key, found, start):
         found["seconds"] = time.monotonic() - start

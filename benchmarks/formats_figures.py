@@ -52,7 +52,8 @@ def draw(case, runs, folder):
         if STORAGE in points:
             errors, stored = zip(*points[STORAGE], strict=True)
             axes.plot(errors, stored, "*", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="", label=STORAGE)
-        axes.set(xscale="log", yscale="log", xlabel="error reached, relative to ‖H‖_F", ylabel="storage, % of N²", title=f"{case.name}, N = {case.n_params:,}")
+        axes.set(xscale="log", yscale="log", xlabel="error reached, relative to ‖H‖_F", ylabel="storage, % of N²")
+        axes.set_title(f"{case.name}, N = {case.n_params:,}")
         axes.invert_xaxis()
         axes.grid(True, which="major", linewidth=0.3)
         axes.legend(fontsize=7, loc="best")

@@ -25,7 +25,7 @@ READ = """## How to read it
   preconditioner. The row "exact" is the operator itself: CG without a preconditioner.
 * regret: of auto with objective = "storage", numbers stored over those of the smallest single approximating format that met rtol (not none,
   dense, data-woodbury); of auto with objective = "time", seconds of compression, factors and the solves over the fastest of all single formats
-  that met rtol. 1 is the best; a little below 1 is the noise of the clock. Planning: its seconds, and the part of the run (compression and 64 solves).
+  that met rtol. 1 is the best; a little below 1 is the noise of the clock. Planning: its seconds, their part of the run (compression, 64 solves).
 * K-FAC and hss + a structured part stand beside: they are in no regret.
 """
 
@@ -33,8 +33,8 @@ SUMMARY = ("case", "asked", "least storage: format, % of N²", "auto chose, % of
 SUMMARY += tuple(cell for n in RHS_COUNTS for cell in (f"fastest for {n:,}: format, s", "auto chose, s", "regret"))
 COLUMNS = ("format", "asked", "storage, % of N²", "MB", "error (95 %)", "compression, s", "product 1 / {}, ms", "factors, s")
 COLUMNS += ("solve of {}, s", "iterations", "refined, {} columns, s", "iterations", "")
-PLANNED = ("asked", "format", "storage, % of N²: predicted (±)", "was", "was / predicted", "compression, s: predicted", "was")
-PLANNED += ("solve of one, ms: predicted", "was", "memory: predicted", "was")
+PLANNED = ("asked", "format", "storage, % of N²: predicted (± factor)", "was", "was / predicted", "compression, s: predicted", "was")
+PLANNED += ("solve of one, ms: predicted", "was", "memory: predicted", "was, beyond the operator's")
 EMPTY = "—"
 
 
@@ -114,7 +114,7 @@ def _section(case, runs, folder):
     columns = [cell.format(case.exact_columns if "refined" in cell else case.columns) for cell in COLUMNS]
     rows = [_exact_row(exact)] + [_row(case, run) for run in sorted((run for run in runs if run["row"] != EXACT), key=lambda run: _order(case, run))]
     parts += [table(columns, rows)]
-    predicted = [row for rtol in case.rtols for row in _predicted(runs, rtol)]
+    predicted = [row for rtol in case.rtols for row in _predicted(case, runs, rtol)]
     if predicted:
         parts += ["What the planner predicted, beside what the formats then were:\n", table(PLANNED, predicted)]
     return parts
@@ -151,7 +151,8 @@ def _row(case, run):
     told = "exact" if error.get("exact") else f"{error['low']:.1e} … {error['high']:.1e}"
     told = f"{error['value']:.2e} ({told})" if error["value"] else "0"
     cells += [f"{report['storage_percent']:.3g}", f"{report['storage_bytes'] / 1e6:,.1f}"]
-    cells += [told + ("" if met(run, run["rtol"]) or not run["steered"] else " **not met**"), seconds(run["compress_seconds"]), _products(run)]
+    told += "" if met(run, run["rtol"]) or not run["steered"] else " **not met**"
+    cells += [told, _short(run["compress_seconds"]), _products(run)]
     return _padded([*cells, *_solved(run), *_refined(run)], run)
 
 
@@ -185,7 +186,7 @@ def _solved(run):
     if "seconds" not in found:
         return ["", "", ""]
     how = "direct" if "iterations" not in found else f"{found['iterations']} {found['method'].upper()}"
-    return [seconds(found["factor_seconds"]), _short(found["seconds"]), how]
+    return [_short(found["factor_seconds"]), _short(found["seconds"]), how]
 
 
 def _refined(run):
@@ -194,10 +195,10 @@ def _refined(run):
 
 
 def _short(value):
-    return seconds(value) if value >= 0.1 else f"{value:.3f}"
+    return seconds(value) if value >= 0.1 else f"{value:.2g}"
 
 
-def _predicted(runs, rtol):
+def _predicted(case, runs, rtol):
     """Rows of predictions: those of the runs of auto, the storage's first."""
     there = at(runs, rtol)
     autos = (STORAGE, *(f"{TIME} {n}" for n in RHS_COUNTS))
@@ -206,24 +207,17 @@ def _predicted(runs, rtol):
         run = there.get(name, {})
         if each["refused"]:
             yield [f"{rtol:g}", name, f"refused: {each['refused']}".replace("|", "¦"), *[""] * (len(PLANNED) - 3)]
-        elif "report" not in run:
-            yield [f"{rtol:g}", name, *_expected(each, None)]
         else:
-            yield [f"{rtol:g}", name, *_expected(each, run)]
+            yield [f"{rtol:g}", name, *_expected(each, run if "report" in run else {}, float(case.n_params) ** 2)]
 
 
-def _expected(each, run):
+def _expected(each, run, square):
     """Predicted and true, cell by cell."""
-    n = run["report"]["storage_entries"] / max(run["report"]["storage_percent"], 1e-300) * 100 if run else None
-    per_rhs = None
-    if run and (run.get("solve") or {}).get("converged"):
-        per_rhs = (run["solve"]["seconds"]) / run["solve"]["columns"]
-    entries = f"{each['entries']:.3g} numbers" if n is None else f"{100 * each['entries'] / n:.3g}"
-    cells = [f"{entries} (× {each['spread']:.3g})", f"{run['report']['storage_percent']:.3g}" if run else EMPTY]
-    cells += [f"{run['report']['storage_entries'] / each['entries']:.2f}" if run and each["entries"] else EMPTY]
-    cells += [_short(each["compress"]), _short(run["compress_seconds"]) if run else EMPTY]
-    cells += [milliseconds(each["solve"]), EMPTY if per_rhs is None else milliseconds(per_rhs)]
-    peak = run.get("peak_memory") if run else None
+    report, solve, peak = run.get("report"), run.get("solve") or {}, run.get("peak_memory")
+    cells = [f"{100 * each['entries'] / square:.3g} (× {each['spread']:.3g})", f"{report['storage_percent']:.3g}" if report else EMPTY]
+    cells += [f"{report['storage_entries'] / each['entries']:.2f}" if report and each["entries"] else EMPTY]
+    cells += [_short(each["compress"]), _short(run["compress_seconds"]) if report else EMPTY]
+    cells += [milliseconds(each["solve"]), milliseconds(solve["seconds"] / solve["columns"]) if solve.get("converged") else EMPTY]
     return [*cells, _bytes(each["memory"]), EMPTY if peak is None else _bytes(peak)]
 
 
