@@ -7,6 +7,7 @@ from hpcHess.tree.auto import ROUNDS, predicted_storage
 from hpcHess.tree.build import build_tree
 
 ROUGH, SPREAD = 4.0, 2.2  # measured: small nodes alone, and larger ones too, against what was stored (docs/MATHEMATICS.md)
+FEW = ((256, 256, 1 << 17),)  # of `tree.auto.ROUNDS`: small nodes, few columns, few of the nodes
 _PASSES = 3.0  # of the search for the tolerances
 
 
@@ -19,7 +20,7 @@ def predict_hss(facts):
     if distance == "auto":
         distance = "neuron" if hasattr(operator, "neuron_groups") else "parameter"
     tree = build_tree(operator, facts.options.get("leaf_size", 64), distance, facts.seed, facts.rtol)
-    return _predicted(facts, distance, tree, ROUNDS[:1], ROUGH, lambda: _predicted(facts, distance, tree, list(ROUNDS), SPREAD))
+    return _predicted(facts, distance, tree, FEW, ROUGH, lambda: _predicted(facts, distance, tree, [*ROUNDS], SPREAD))
 
 
 def predict_fmm(facts):
