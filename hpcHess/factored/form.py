@@ -104,28 +104,55 @@ class FactoredForm:
 
     def factors(self, block):
         """(x̃ [m, d̃_ℓ], C [m, r, d_ℓ]) of every layer, the last first, for a `block`: C^L = Rᵀ, C^{ℓ−1} = C^ℓ W_ℓ diag(s'). d̃ counts the bias."""
-        network, m, at = self.network, len(block), len(self.x)
-        d, slopes = network.n_outputs, block[:, at : at + len(self.slopes)]
-        root = self.root(outputs=block[:, at + len(self.slopes) :].T)
+        d, m = self.network.n_outputs, len(block)
+        root = self.root(outputs=block[:, len(self.x) + len(self.slopes) :].T)
         C = np.ascontiguousarray(root.transposed(np.broadcast_to(np.eye(d)[:, :, None], (d, d, m))).transpose(2, 1, 0))
-        for layer in range(network.n_layers - 1, -1, -1):
-            first = self.row_starts[layer]
-            yield block[:, first : first + network.widths[layer] + (network.biases[layer] is not None)], C
-            if layer:
-                s = slopes[:, self.neuron_starts[layer - 1] : self.neuron_starts[layer]]
-                C = (C.reshape(m * self.rank, C.shape[2]) @ network.weights[layer]).reshape(m, self.rank, network.widths[layer]) * s[:, None]
+        return self._descend(block, self.network.n_layers - 1, C)
 
-    def blocks(self):
-        """(lo, hi) of blocks of own samples with `_ROWS` rows of G."""
-        step = max(1, _ROWS // max(1, self.rank))
+    def _descend(self, block, layer, C):
+        """(x̃, C) from a layer to the first."""
+        m, r, _ = C.shape
+        while True:
+            yield self._inputs_of(block, layer), C
+            if not layer:
+                return
+            W = self.network.weights[layer]
+            layer -= 1
+            C = (C.reshape(m * r, len(W)) @ W).reshape(m, r, W.shape[1]) * self._slopes_of(block, layer)[:, None]
+
+    def _inputs_of(self, block, layer):
+        first = self.row_starts[layer]
+        return block[:, first : first + self.network.widths[layer] + (self.network.biases[layer] is not None)]
+
+    def _slopes_of(self, block, layer):
+        at = len(self.x)
+        return block[:, at + self.neuron_starts[layer] : at + self.neuron_starts[layer + 1]]
+
+    def _own_kernels(self, block):
+        """(x̃, Σ_e C_ep² [m, d_ℓ]) of every layer, the last first. Squared error's last layer has 2, the one before as few rows as W_L has rank."""
+        last, layers = self.network.n_layers - 1, None
+        if self.kind == "squared-error":
+            W = self.network.weights[last]
+            yield self._inputs_of(block, last), np.full((len(block), len(W)), 2.0)
+            if last:
+                T = np.sqrt(2.0) * (np.linalg.qr(W, mode="r") if len(W) > W.shape[1] else W)
+                layers = self._descend(block, last - 1, T * self._slopes_of(block, last - 1)[:, None])
+        else:
+            layers = self.factors(block)
+        for x, C in layers or ():
+            yield x, np.einsum("mep,mep->mp", C, C)
+
+    def blocks(self, rank=None):
+        """(lo, hi) of blocks of own samples with `_ROWS` rows of G, or of factors with `rank` rows each."""
+        step = max(1, _ROWS // max(1, self.rank if rank is None else rank))
         return [(a, min(self.n_mine, a + step)) for a in range(0, self.n_mine, step)]
 
     def diagonal_rows(self):
         """H_jj = (1/n) Σ_i x_iq² Σ_e C_i[e, p]², of the own parameter rows, float64. Collective."""
         network, total = self.network, np.zeros((self.network.n_params, 1))
-        for lo, hi in self.blocks():
-            for layer, (x, C) in zip(range(network.n_layers - 1, -1, -1), self.factors(self.block(lo, hi)), strict=True):
-                squares = np.einsum("mep,mep->pm", C, C) @ np.square(x)
+        for lo, hi in self.blocks(min(self.rank, network.widths[-2])):
+            for layer, (x, own) in zip(range(network.n_layers - 1, -1, -1), self._own_kernels(self.block(lo, hi)), strict=True):
+                squares = own.T @ np.square(x)
                 (weight, bias), inner = network.layer_offsets[layer], network.widths[layer]
                 total[weight : weight + network.weights[layer].size, 0] += squares[:, :inner].ravel()
                 if bias is not None:
