@@ -11,6 +11,7 @@ from hpcHess.blockwise.symmetric import SymmetricBlocks
 from hpcHess.compressed.certificate import certify, exact_error, reported
 from hpcHess.compressed.format import Format
 from hpcHess.compressed.options import stored_dtype
+from hpcHess.curvature.sample_gram import hessian_norm
 from hpcHess.parallel.agree import agree, tell, together
 from hpcHess.parallel.exchange import RowPermutation
 from hpcHess.parallel.memory import check_room
@@ -21,13 +22,15 @@ from hpcHess.runtime.progress import Silent
 
 _BATCH = 1 << 22  # entries evaluated at a time
 _UNITS = 128  # products with unit vectors at a time
+_EXACT_SAMPLES = 4096  # whose inner products give ‖H‖_F
+_CANCELLED = 1e-3  # of ‖H‖²: a smaller difference is not trusted
 
 
 def compress(operator, rtol, format, seed=0, dtype="auto", probes=32, backend="auto", progress=None, blocks="layer"):
     """A `BlockMatrix` of an operator. Collective.
 
     dense            all of H: its relative error is that of rounding the entries to `dtype`, measured (0 where nothing is rounded)
-    block-diagonal   the exact blocks of a layer's, or a neuron's, weights and bias: an error that has no tolerance, certified by probes
+    block-diagonal   the exact blocks of a layer's, or a neuron's, weights and bias: an error that has no tolerance, exact or certified (`_error`)
 
     Raises InputError for what does not fit into the memory, for block-diagonal matrices of operators without layers or without entries.
     """
@@ -50,13 +53,23 @@ def compress(operator, rtol, format, seed=0, dtype="auto", probes=32, backend="a
         if format == "dense":
             error, spectral = exact_error(np.sqrt(lost) / norm if norm else 0.0), float(np.sqrt(lost))
         else:
-            error, found = certify(matrix, operator, probes, seed)
-            norm, spectral = found.value, None
+            error, norm, spectral = *_error(matrix, operator, norm, probes, seed), None
         matrix.report = reported(matrix, error, rtol, norm, operator, seed, spectral)
     matrix.report |= {"backend": kernels.name, "timings": progress.timings.as_dict()} | ({} if blocks is None else {"blocks": blocks})
     matrix.report["warnings"] = _warnings(matrix.report, rtol, format)
     tell(comm, matrix.report["warnings"])
     return matrix
+
+
+def _error(matrix, operator, norm, probes, seed):
+    """(error, ‖H‖_F): H̃ has some of H's entries, so ‖H̃ − H‖² = ‖H‖² − ‖H̃‖², where ‖H‖_F is affordable; else certified by probes. Collective."""
+    if operator.samples.n <= _EXACT_SAMPLES:
+        whole = hessian_norm(operator.samples, operator.comm)
+        left = 1 - (norm / whole) ** 2 if whole else 0.0
+        if left > _CANCELLED or not whole:
+            return exact_error(np.sqrt(left)), whole
+    error, found = certify(matrix, operator, probes, seed)
+    return error, found.value
 
 
 def _warnings(report, rtol, format):

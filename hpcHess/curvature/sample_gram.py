@@ -20,6 +20,7 @@ import numpy as np
 _BYTES = 1 << 27  # of the features of one block of samples
 _LARGEST, _SMALLEST = 2048, 32  # samples in a block
 _TEMPORARY = 1 << 18  # numbers in one temporary over pairs of samples
+_NORM_ROWS = 256  # samples of a block of `hessian_norm`
 _PASSES = 8  # elementwise operations on each T, counted as products
 
 
@@ -61,6 +62,17 @@ def hessian_norms2(samples, I):
             total += np.einsum("nef,nef->n", T, T)
         result[lo : lo + step] = total
     return result
+
+
+def hessian_norm(samples, comm):
+    """‖H‖_F of H = (1/n) Σ_i H_i, float64, exact: the root of (1/n²) Σ_ij ⟨H_i, H_j⟩, whose blocks the ranks share. Collective."""
+    n, total = samples.n, 0.0
+    for at, lo in enumerate(range(0, n, _NORM_ROWS)):
+        if at % comm.size == comm.rank:
+            hi = min(n, lo + _NORM_ROWS)
+            block = hessian_gram(samples, slice(lo, hi), slice(0, hi))
+            total += 2 * float(block.sum()) - float(block[:, lo:].sum())
+    return float(np.sqrt(comm.allreduce(total))) / n
 
 
 class _Plan:

@@ -4,12 +4,14 @@ import numpy as np
 
 from hpcHess.compressed.matrix import CompressedMatrix
 from hpcHess.curvature.dense import DenseMatrix
+from hpcHess.curvature.sample_gram import hessian_norm
 from hpcHess.factored.gram import gram_flops, norm_from_gram
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 
 _EXACT_NORM = 4e11  # operations that ‖H‖_F may take on each rank, …
-_NORM_PROBES = 128  # … else products with as many random vectors
+_EXACT_SAMPLES = 4096  # … or samples, where the operator is at hand; …
+_NORM_PROBES = 64  # … else products with as many random vectors
 _UNITS, _EXACT_COLUMNS = 64, 2048
 
 
@@ -32,6 +34,8 @@ class FactoredMatrix(CompressedMatrix):
 
     def norm_frobenius(self):
         """‖H‖_F: that of the samples' Gram matrix, exact, where that is affordable, else from random vectors."""
+        if self.operator is not None and self.form.n <= _EXACT_SAMPLES and self.dtype == self.operator.dtype:
+            return hessian_norm(self.operator.samples, self.comm)
         return norm_from_gram(self.form) if gram_flops(self.form) <= _EXACT_NORM * self.comm.size else probed_norm(self)
 
     def storage(self):
