@@ -59,6 +59,8 @@ class Terms:
         xp, k = backend.xp, V.shape[1]
         d, d2, c, c2 = V.shape[0], V2.shape[0], V.shape[2], V2.shape[2]
         step = max(1, _NUMBERS // max(1, k * max(d, d2) * max(c, c2)))
+        if self.kind == "scaled":
+            step = own.stop - own.start if d * c * c2 <= _NUMBERS else max(1, _NUMBERS // max(1, k * d * max(c, c2)))
         for lo in range(own.start, own.stop, step):
             left, right, shared = self._on(backend, lo, min(own.stop, lo + step), V.dtype)
             if self.kind == "identity":
@@ -134,7 +136,9 @@ def _full(xp, A, V, St):
 
 
 def _scaled(xp, v, V, S):
-    """Σ_t diag(v_t) V S_t for v [t, d], V [d, k, c], S [t, c, c']: [d, k, c']."""
-    t, (d, k, c) = len(v), V.shape
+    """Σ_t diag(v_t) V S_t for v [t, d], V [d, k, c], S [t, c, c']: [d, k, c'], with Σ_t v_tp S_t of every row p where these are not too many."""
+    t, (d, k, c), c2 = len(v), V.shape, S.shape[2]
+    if d * c * c2 <= _NUMBERS:
+        return xp.matmul(V, xp.matmul(v.T, S.reshape(t, c * c2)).reshape(d, c, c2))
     Z = V[:, :, None, :] * v.T[:, None, :, None]
     return xp.matmul(Z.reshape(d * k, t * c), S.reshape(t * c, -1)).reshape(d, k, -1)

@@ -8,6 +8,7 @@ import pytest
 from hpcHess.curvature.fisher import EmpiricalFisher, Fisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.kronecker import compress, spectra
+from hpcHess.kronecker import terms as terms_module
 from hpcHess.kronecker.compress import compress_kronecker
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import HpcHessWarning, InputError
@@ -207,3 +208,14 @@ def test_the_floor_of_the_gram_route_is_told(comm, monkeypatch):
     assert {row["route"] for row in K.report["pairs"]} == {"gram"}
     assert not K.report["rtol_met"] and any("are rounding" in line for line in K.report["warnings"])
     assert abs(relative(dense(K), gauss_newton(network, inputs)) - K.report["error_estimate"]["value"]) <= 1e-7
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "tanh classes, some biases", "deep, no biases"])
+def test_products_in_small_pieces(name, comm, monkeypatch):
+    """One term at a time, without the sums of every row, gives the same."""
+    network, inputs = make(name)
+    K = compressed(GaussNewton(network, inputs, comm=comm), rtol=1e-3)
+    V = np.random.default_rng(0).standard_normal((K.n_params, 4))
+    whole = K @ V
+    monkeypatch.setattr(terms_module, "_NUMBERS", 1)
+    near(K @ V, whole, 1e-13)
