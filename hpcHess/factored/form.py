@@ -63,7 +63,17 @@ class FactoredForm:
         """Numbers of the form, of all ranks."""
         widths = self.network.widths
         a_sample = sum(widths[:-1]) + 1 + sum(widths[1:-1]) + (0 if self.outputs is None else widths[-1])
-        return self.n * a_sample + sum(W.size for W in self.network.weights[1:])
+        return self.n * a_sample + self.n_weights
+
+    @property
+    def n_weights(self):
+        """Numbers of W_2 … W_L."""
+        return sum(W.size for W in self.network.weights[1:])
+
+    @property
+    def bytes(self):
+        """Bytes of `entries`: the weights are in float64."""
+        return (self.entries - self.n_weights) * self.dtype.itemsize + self.n_weights * 8
 
     def products(self, dtype):
         """`curvature.products.Products` of the own samples in that precision. Not collective."""

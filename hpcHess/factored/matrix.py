@@ -40,7 +40,7 @@ class FactoredMatrix(CompressedMatrix):
 
     def storage(self):
         """Numbers of the factored form (`factored.form`)."""
-        return stored(self.form.entries, self.dtype, self.n_params)
+        return stored(self.form.entries, self.form.bytes, self.n_params)
 
     def append(self, out):
         """`factored/…` into `out`. Not collective."""
@@ -91,7 +91,7 @@ class OperatorMatrix(CompressedMatrix):
 
     def storage(self):
         """Nothing: the matrix's own file, or the program, holds it."""
-        return stored(0, self.dtype, self.n_params)
+        return stored(0, 0, self.n_params)
 
     def append(self, out):
         """Where the matrix lies: its file, its digest. InputError where it is in no file. Not collective."""
@@ -100,11 +100,11 @@ class OperatorMatrix(CompressedMatrix):
         return {"operator_file": self.operator.path, "operator_digest": self.operator.digest}
 
 
-def stored(entries, dtype, n_params):
+def stored(entries, n_bytes, n_params):
     """The report's storage of so many numbers."""
     return {
         "storage_entries": int(entries),
-        "storage_bytes": int(entries) * dtype.itemsize,
+        "storage_bytes": int(n_bytes),
         "storage_percent": 100.0 * entries / float(n_params) ** 2,
     }
 

@@ -38,9 +38,7 @@ class DataWoodbury(FactoredMatrix):
     def storage(self):
         """Numbers of the factored form and of GGᵀ, once."""
         entries = self.gram.entries()
-        found = stored(self.form.entries + entries, self.dtype, self.n_params)
-        found["storage_bytes"] = self.form.entries * self.dtype.itemsize + entries * 8
-        return found | {"gram_rows": self.gram.layout.n}
+        return stored(self.form.entries + entries, self.form.bytes + entries * 8, self.n_params) | {"gram_rows": self.gram.layout.n}
 
     def _factorized(self, damping, solver):
         return DataSpaceFactors(self, damping)

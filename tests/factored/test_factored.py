@@ -73,10 +73,12 @@ def test_storage(shared_tmp, kind):
 
     operator, _ = problem(kind)
     for format in make:
-        M = make[format](operator, 1e-2)
+        M = make[format](operator, 1e-2, dtype="float32")
         M.save(shared_tmp / f"{format}.h5")
         with h5py.File(shared_tmp / f"{format}.h5") as file:
-            held = sum(len(each) for group in ("factored", "gram") for each in file.get(group, {}).values())
+            datasets = [each for group in ("factored", "gram") for each in file.get(group, {}).values()]
+            held = sum(len(each) for each in datasets)
+            assert M.report["storage_bytes"] == sum(len(each) * each.dtype.itemsize for each in datasets)
         assert M.report["storage_entries"] == held and M.report["storage_percent"] == pytest.approx(100 * held / M.n_params**2)
     n, widths, d = operator.n_samples, operator.network.widths, operator.n_outputs
     r = {"squared-error": d, "wide": d, "gradients": 1}.get(kind, d - 1)
