@@ -6,6 +6,7 @@ from hpcHess.backend.blocks import Blocks
 from hpcHess.compressed.matrix import CompressedMatrix
 from hpcHess.kronecker.inverse import KroneckerInverse
 from hpcHess.kronecker.layers import Places
+from hpcHess.kronecker.preconditioner import Elimination, eliminable
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.ownership import starts_of
 
@@ -24,7 +25,7 @@ class KroneckerSum(CompressedMatrix):
     def __init__(self, comm, backend, n_params, dtype, layers, terms, report=None):
         super().__init__(comm, backend, n_params, dtype, report)
         self.layers, self.terms = layers, [each for each in terms if len(each)]
-        self._places, self.eigen = Places(layers), None
+        self._places, self.eigen, self.elimination = Places(layers), None, None
         cost = starts_of(np.concatenate([np.full(len(each), each.flops()) for each in self.terms] or [np.zeros(0)]))
         middle = (cost[:-1] + cost[1:]) / 2
         bounds = np.searchsorted(middle, cost[-1] * np.arange(comm.size + 1) / comm.size)
@@ -121,8 +122,16 @@ class KroneckerSum(CompressedMatrix):
         return self.inverse(damping)
 
     def preconditioning_factors(self, damping, solver=None):
-        """The inverse of the leading terms, made definite where it does not hold the whole matrix. Collective."""
-        return self.factors(damping, solver) if self.direct else self.inverse(damping)
+        """The exact inverse where it is known; else `kronecker.preconditioner.Eliminated` where the operator is at hand and allows it, else the
+        inverse of the leading terms, made definite. Collective.
+        """
+        if self.direct:
+            return self.factors(damping, solver)
+        if damping <= 0 or not eliminable(self.operator):
+            return self.inverse(damping)
+        if self.elimination is None or self.elimination.operator is not self.operator:
+            self.elimination = Elimination(self.operator)
+        return self.elimination.preconditioner(damping, self)
 
     def append(self, out):
         """Its datasets (docs/FORMAT.md, "Kronecker sums"); returns its attributes."""

@@ -1,0 +1,143 @@
+r"""A definite preconditioner for H + λI that eliminates the last layers exactly.
+
+The layers of a network are strongly coupled: what one layer's block of H holds, others' nearly cancel, so that block-diagonal preconditioners, K-FAC
+among them, may need more iterations than none. With E the last layers and R the ones before,
+
+    M = [I  H_RE P⁻¹] [D   ] [I         ]        P = H_EE + λI,   D = λI + Q ⊗ T ≈ H_RR + λI − H_RE P⁻¹ H_ER,
+        [0      I   ] [   P] [P⁻¹H_ER  I]
+
+exact but for D, and positive definite whatever D ≥ λI is: M⁻¹H has the eigenvalue 1 on E, the others are those of D⁻¹ times the Schur complement. E is
+
+* the last layers that have at most `DENSE` parameters together: P by its eigendecomposition;
+* else squared error's last layer, whose block is exactly I ⊗ S (S = (2/n) Σ h̃h̃ᵀ): all its outputs' many large eigenvalues at once.
+
+Q ⊗ T is the Schur complement's best Kronecker product (`precondition_schur`), made nonnegative, where E is squared error's last layer and R the one
+before it; else D = λI. Cf. the block tridiagonal approximation of Martens & Grosse, ICML 2015, §4.3, and variable projection (Golub & Pereyra 1973).
+"""
+
+import numpy as np
+
+from hpcHess.kronecker.precondition_schur import NUMBERS, Complement
+from hpcHess.kronecker.precondition_sweeps import Sweeps
+from hpcHess.parallel.exchange import gather_rows, reduce_rows
+from hpcHess.parallel.ownership import row_starts
+
+DENSE = 2048  # parameters
+NEGLIGIBLE = 1e-2  # of λ: eigenvalues of Q ⊗ T below are left out of D, columns of T's eigenvectors at a time
+
+
+def eliminable(operator):
+    """Whether H has last layers to eliminate: a network's operator with samples, squared error's or a small last layer. Not collective."""
+    return getattr(operator, "samples", None) is not None and _last_layers(operator) is not None
+
+
+def _last_layers(operator, dense=DENSE):
+    """(first layer of E, whether P is dense); None where there is no E."""
+    sizes = [W.size + has * len(W) for W, has in zip(operator.network.weights, operator.samples.has_bias, strict=True)]
+    small = int(np.sum(np.cumsum(sizes[::-1]) <= dense))
+    if small:
+        return len(sizes) - small, True
+    return (len(sizes) - 1, False) if operator.samples.loss.constant else None
+
+
+class Elimination:
+    """What the preconditioners of all λ share: eigendecompositions of E's block, the sweeps, and the Schur complement's T_k. Collective.
+
+    dtype    in which all but the eigendecompositions is computed
+    dense    most parameters of the layers whose block is factored as it is
+    """
+
+    def __init__(self, operator, dtype=np.float32, dense=DENSE):
+        self.comm, self.operator, self.dtype = operator.comm, operator, np.dtype(dtype)
+        self.first, self.dense = _last_layers(operator, dense)
+        samples, last = operator.samples, operator.samples.n_layers - 1
+        self.sweeps = Sweeps(operator, self.first, not self.dense, dtype)
+        self.sigma, self.V = self._eigen()
+        fits = not self.dense and last == 1 and len(self.sigma) * samples.widths[1] * len(samples.parameter_inputs(0)) <= NUMBERS
+        self.complement = Complement(operator, self.sigma, self.V, dtype) if fits else None
+
+    def _eigen(self):
+        """(σ, V) float64 of H_EE, or of S where that is I ⊗ S."""
+        operator, comm = self.operator, self.comm
+        if self.dense:
+            block = comm.allreduce(Sweeps(operator, self.first, False, operator.dtype).last_block().astype(np.float64))
+        else:
+            h = operator.samples.parameter_inputs(operator.samples.n_layers - 1)[:, operator.mine].astype(np.float64)
+            block = comm.allreduce(h @ h.T) * (2 / operator.n_samples)
+        sigma, V = np.linalg.eigh((block + block.T) / 2)
+        return np.maximum(sigma, 0), V
+
+    def preconditioner(self, damping, matrix=None):
+        """`Eliminated` for one λ > 0, for the compressed `matrix` where it is for one. Collective."""
+        return Eliminated(self, damping, matrix)
+
+
+class Eliminated:
+    """M⁻¹ of one λ > 0, symmetric positive definite, float32 unless asked otherwise: a preconditioner for H + λI and what is near it.
+
+    terms   (a [d], U [d, d], t [r], V [c, r]) of D = λI + U diag(a) Uᵀ ⊗ V diag(t) Vᵀ, a, t ≥ 0, or None: D = λI
+    """
+
+    solver, definite, backward_error = "last-layers", True, np.nan
+
+    def __init__(self, shared, damping, matrix=None):
+        self.comm, self.damping, self._shared = shared.comm, float(damping), shared
+        self.matrix, self.dtype = matrix, shared.dtype
+        self.terms = None if shared.complement is None else self._terms(*shared.complement.leading(damping))
+        self._rows = shared.operator.parameter_starts
+
+    def _terms(self, Q, P):
+        (a, U), (t, V) = np.linalg.eigh(Q), np.linalg.eigh(P)
+        a, t = np.maximum(a, 0), np.maximum(t, 0)
+        kept = a.max() * t > NEGLIGIBLE * self.damping
+        return a, U.astype(self.dtype), t[kept], np.ascontiguousarray(V[:, kept], self.dtype)
+
+    def preconditioner(self):
+        """Itself."""
+        return self
+
+    def solve_rows(self, B, absolute=False):
+        """M⁻¹B in parameter rows, [n_local, k], in its own type. Collective.
+
+        Sweeps are split over the ranks by samples, D⁻¹ and P⁻¹ by columns of B.
+        """
+        comm, sweeps, split = self.comm, self._shared.sweeps, self._shared.sweeps.n_rest
+        whole = np.ascontiguousarray(gather_rows(comm, np.ascontiguousarray(B, self.dtype), self._rows).T)
+        columns = row_starts(len(whole), comm.size)
+        own = slice(*(int(at) for at in columns[comm.rank : comm.rank + 2]))
+        if not split:
+            return self._own_rows(gather_rows(comm, self._last(whole[own]), columns))
+        Y = gather_rows(comm, self._last(whole[own, split:]), columns)
+        remainder = whole[own, :split] - reduce_rows(comm, sweeps.to_rest(Y), columns)
+        rest = gather_rows(comm, self._rest(remainder), columns)
+        remainder = whole[own, split:] - reduce_rows(comm, sweeps.to_last(rest), columns)
+        return self._own_rows(np.concatenate([rest, gather_rows(comm, self._last(remainder), columns)], axis=1))
+
+    def _own_rows(self, X):
+        lo, hi = self._rows[self.comm.rank : self.comm.rank + 2]
+        return np.ascontiguousarray(X[:, lo:hi].T)
+
+    def _last(self, R):
+        """P⁻¹ of rows [k, N_E]."""
+        shared = self._shared
+        V, inverse = shared.V.astype(self.dtype), (1 / (shared.sigma + self.damping)).astype(self.dtype)
+        if shared.dense:
+            return ((R @ V) * inverse) @ V.T
+        layer = shared.first
+        G, result = shared.sweeps.part(R, layer), np.empty(R.shape, self.dtype)
+        shared.sweeps.put(result, layer, np.matmul(np.matmul(G, V) * inverse, V.T))
+        return result
+
+    def _rest(self, R):
+        """D⁻¹ of rows [k, N_R]."""
+        result = R / self.dtype.type(self.damping)
+        if self.terms is None:
+            return result
+        a, U, t, V = self.terms
+        products = np.multiply.outer(a, t)
+        share = (products / (self.damping * (products + self.damping))).astype(self.dtype)  # 1/λ − 1/(a t + λ)
+        G, sweeps = self._shared.sweeps.part(R, 0), self._shared.sweeps
+        small = np.matmul(U.T, np.matmul(G, V)) * share
+        change, taken = np.empty_like(result), np.matmul(np.matmul(U, small), V.T)
+        sweeps.put(change, 0, taken)
+        return result - change
