@@ -38,7 +38,7 @@ class Sweeps:
     def put(self, V, layer, G):
         """V's part of a layer ← G [k, d_ℓ, c]."""
         W, at = self.weights[layer], int(self.starts[layer]) - (self.n_rest if layer >= self.first else 0)
-        V[:, at : at + W.size] = G[:, :, : W.shape[1]].reshape(len(V), -1)
+        V[:, at : at + W.size] = G[:, :, : W.shape[1]].reshape(len(V), W.size)
         if self.samples.has_bias[layer]:
             V[:, at + W.size : at + self.sizes[layer]] = G[:, :, -1]
 
@@ -102,7 +102,7 @@ class Sweeps:
     def _times_inputs(self, G, layer, piece):
         """G x̃, [k, d, m] for G [k, d, c]."""
         x = self._inputs(layer, piece)
-        return (G.reshape(-1, len(x)) @ x).reshape(*G.shape[:2], -1)
+        return (G.reshape(-1, len(x)) @ x).reshape(*G.shape[:2], x.shape[1])
 
     def _forward(self, parts, start, stop, piece):
         """dx of the layer before `stop` (da of the outputs), [k, d, m], for tangents `parts` (a layer beyond them has none)."""
@@ -133,7 +133,7 @@ class Sweeps:
 
     def _collect(self, sums, layer, u, piece):
         x = self._inputs(layer, piece)
-        G = (u.reshape(-1, u.shape[2]) @ x.T).reshape(*u.shape[:2], -1)
+        G = (u.reshape(-1, u.shape[2]) @ x.T).reshape(*u.shape[:2], len(x))
         sums[layer] = sums[layer] + G if layer in sums else G
 
     def _assembled(self, sums, layers, k, size):
