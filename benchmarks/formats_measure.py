@@ -6,6 +6,7 @@ A part of `benchmarks.formats`. What is known so far is in R.json after every st
 import argparse
 import json
 import os
+import time
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def build_parser():
     parser.add_argument("--exact-columns", type=int, default=64, metavar="k", help="of these solved with H + λI (64)")
     parser.add_argument("--repeat", type=int, default=3, metavar="n", help="compressions of which the median counts, as long as they are short (3)")
     parser.add_argument("--rtol", type=float, default=1e-6, metavar="ε", help="residual of iterative solves (1e-6)")
-    parser.add_argument("--iterations", type=int, default=500, metavar="m", help="most iterations (500)")
+    parser.add_argument("--iterations", type=int, default=250, metavar="m", help="most iterations (250)")
     return parser
 
 
@@ -61,6 +62,7 @@ def main(session, args):
         Operator(comm, job, args, record).run()
     else:
         Compressed(comm, job, args, record).run(session.progress)
+    record.add(cpu_seconds=comm.allreduce(time.process_time()) / comm.size)
     return DONE
 
 
