@@ -1,7 +1,7 @@
-"""hpcHess: hierarchical compression of neural networks' curvature matrices over MPI.
+"""hpcHess: structured compression of neural networks' curvature matrices over MPI.
 
     op = hpcHess.GaussNewton(network, inputs, targets, comm=comm)  # or DenseMatrix(K), BlackBox(matmat, n), petsc_operator(mat)
-    H = hpcHess.compress(op, rtol=1e-3)
+    H = hpcHess.compress(op, rtol=1e-3, format="auto")  # or hss, fmm, kronecker-sum, low-rank, …
     H @ V;  H.solve(B, damping=…);  H.logdet(damping=…);  H.save(path);  hpcHess.load(path)
 
 Names are imported at first use, so that `python -m hpcHess.<driver>` starts MPI in its own order.
@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BlackBox": "hpcHess.curvature.black_box",
+    "CompressedMatrix": "hpcHess.compressed.matrix",
     "DenseMatrix": "hpcHess.curvature.dense",
     "EmpiricalFisher": "hpcHess.curvature.fisher",
     "FactorFilePC": "hpcHess.formats.factor_pc",
@@ -27,6 +28,7 @@ _HOMES = {
     "petsc_mat": "hpcHess.krylov.shell",
     "petsc_operator": "hpcHess.krylov.shell",
     "petsc_pc": "hpcHess.formats.factor_pc",
+    "quadrature": "hpcHess.curvature.quadrature",
     "read_network": "hpcHess.networks.weights",
 }
 __all__ = sorted(_HOMES)
