@@ -41,12 +41,12 @@ def compress(operator, rtol=1e-2, *, method="randomized", max_rank=0, seed=0, dt
     progress = Silent() if progress is None else progress
     kernels, dtype, tightened = backends.get(backend), stored_dtype(dtype, rtol), 1.0
     products = AliveProducts(operator)
-    with progress.phase("range", total=products.n) as steps:
+    with progress.phase("probes"):
         steering = Steering(products, seed)
         finder = _finder(method, products, steering, rtol, seed)
     given = None if norm is None else norm.value
     for attempt in range(ATTEMPTS):
-        with progress.phase("range", total=products.n) as steps:
+        with progress.phase("range") as steps:
             cut = search(finder, steering, rtol * tightened, given, max_rank, probes, steps.advance)
         with progress.phase("basis"):
             matrix = low_rank_matrix(operator, products, finder.basis.combine(cut.S), cut.values, kernels, dtype, ROUNDED * rtol)

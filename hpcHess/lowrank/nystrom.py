@@ -12,7 +12,7 @@ from hpcHess.runtime.errors import InputError
 
 BLOCK = 32
 GROWTH = 1.15
-OVERSAMPLED = 2.0  # columns for a rank that max_rank bounds
+OVERSAMPLED = 3.0  # columns for a rank that max_rank bounds
 LOST = 50  # ε of a column of Y: what Q need not hold
 INDEFINITE = 100  # ε‖H‖₂: a more negative eigenvalue is no rounding
 
