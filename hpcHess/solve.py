@@ -61,7 +61,7 @@ def main(session, args):
     with session.phase("write"):
         write_rows(args.output, comm, X, flat, matrix.n_params)
     _report(session, matrix, operator, reason, X, B, damping, how)
-    if factors is not None and factors.damping == damping and factors.matrix is matrix:
+    if factors is not None and matrix.direct and factors.damping == damping and factors.matrix is matrix:
         (sign, log_abs), (positive, negative) = factors.slogdet(), factors.inertia()
         session.output(f"log|det(H̃+λI)| = {log_abs:.10g}, sign {sign:+.0f}, inertia {positive} positive, {negative} negative")
     return status
@@ -94,6 +94,8 @@ def _krylov(session, matrix, A, B, damping, rtol, solver):
 def _described(factors, matrix):
     """What the preconditioner is, for people."""
     coarse = ""
+    if factors.matrix is matrix and not matrix.direct:  # of a part of the matrix: not its factors
+        return f"{factors.solver}, an approximate inverse"
     if factors.matrix is not matrix:
         error = factors.matrix.report.get("error_estimate", {}).get("value", np.nan)
         coarse = f" of a coarser {factors.matrix.format.upper()} matrix (error {error:.2g} of ‖H‖_F)"
