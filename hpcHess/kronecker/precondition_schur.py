@@ -9,6 +9,10 @@ Rearranged (Van Loan & Pitsianis 1993) its leading singular pair (Q, P) is found
 
     P = (1/n) Σ_i (s'_iᵀ (G∘Q) s'_i) x̃_i x̃_iᵀ − Σ_k (σ_k + λ)⁻¹ T_kᵀ (G∘Q) T_k,
     Q = G ∘ [(1/n) Σ_i (x̃_iᵀ P x̃_i) s'_i s'_iᵀ − Σ_k (σ_k + λ)⁻¹ T_k P T_kᵀ].
+
+T_k also are the coupling itself, whatever the number of samples: on matrices [W b], with W = W_L,
+
+    H_21 v = √2 W Y Vᵀ,  Y_pk = Σ_q v_pq T_k,pq;      H_12 u = √2 Σ_k z_pk T_k,pq,  z = Wᵀ u V.
 """
 
 import numpy as np
@@ -26,13 +30,15 @@ class Complement:
         samples, self.comm, self.mine, self.sigma = operator.samples, operator.comm, operator.mine, sigma
         last = samples.n_layers - 1
         self.n, self._slope, self._x = samples.n, samples.slope(last - 1), samples.parameter_inputs(last - 1)
+        self.W, self.V = operator.network.weights[last].astype(dtype), V.astype(dtype)
         self.G = (samples.M[last - 1] @ samples.M[last - 1].T).astype(dtype)
-        self.T = np.zeros((len(sigma), len(self._slope), len(self._x)), dtype)
+        self._by_neuron = np.zeros((len(self._slope), len(sigma), len(self._x)), dtype)
+        self.T = self._by_neuron.transpose(1, 0, 2)
         for piece, s, x in self._pieces():
             coefficients = np.sqrt(2.0) / self.n * (V.T @ samples.parameter_inputs(last)[:, piece].astype(np.float64))
             for T, row in zip(self.T, coefficients.astype(dtype), strict=True):
                 T += (s * row) @ x.T
-        for T in self.T:
+        for T in self._by_neuron:
             self.comm.Allreduce(MPI.IN_PLACE, T)
 
     def _pieces(self):
@@ -40,6 +46,16 @@ class Complement:
         for at in range(self.mine.start, self.mine.stop, _SAMPLES):
             piece = slice(at, min(self.mine.stop, at + _SAMPLES))
             yield piece, *(each[:, piece].astype(self.T.dtype, copy=False) for each in (self._slope, self._x))
+
+    def to_last(self, G):
+        """H_21 on [k, d, c] → [k, d_L, c_L]. Not collective."""
+        Y = np.matmul(G.transpose(1, 0, 2), self._by_neuron.transpose(0, 2, 1))
+        return np.matmul(self.W, np.matmul(Y, np.sqrt(2.0) * self.V.T).astype(Y.dtype).transpose(1, 0, 2))
+
+    def to_rest(self, U):
+        """H_12 on [k, d_L, c_L] → [k, d, c]. Not collective."""
+        Z = np.matmul(np.matmul(np.sqrt(2.0) * self.W.T, U).astype(U.dtype), self.V)
+        return np.matmul(Z.transpose(1, 0, 2), self._by_neuron).transpose(1, 0, 2)
 
     def leading(self, damping):
         """(Q [d, d], P [c, c]) float64, the leading Kronecker term Q ⊗ P of the Schur complement with λ, P's trace ≥ 0."""

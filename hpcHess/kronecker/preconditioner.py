@@ -23,7 +23,7 @@ from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.ownership import row_starts
 
 DENSE = 2048  # parameters
-NEGLIGIBLE = 1e-2  # of λ: eigenvalues of Q ⊗ T below are left out of D, columns of T's eigenvectors at a time
+NEGLIGIBLE = 3e-2  # of λ: eigenvalues of Q ⊗ T below are left out of D, columns of T's eigenvectors at a time
 
 
 def eliminable(operator):
@@ -99,19 +99,32 @@ class Eliminated:
     def solve_rows(self, B, absolute=False):
         """M⁻¹B in parameter rows, [n_local, k], in its own type. Collective.
 
-        Sweeps are split over the ranks by samples, D⁻¹ and P⁻¹ by columns of B.
+        Sweeps are split over the ranks by samples, all else by columns of B.
         """
-        comm, sweeps, split = self.comm, self._shared.sweeps, self._shared.sweeps.n_rest
+        comm, shared, split = self.comm, self._shared, self._shared.sweeps.n_rest
         whole = np.ascontiguousarray(gather_rows(comm, np.ascontiguousarray(B, self.dtype), self._rows).T)
         columns = row_starts(len(whole), comm.size)
         own = slice(*(int(at) for at in columns[comm.rank : comm.rank + 2]))
-        if not split:
-            return self._own_rows(gather_rows(comm, self._last(whole[own]), columns))
+        if not split or shared.complement is not None:
+            return self._own_rows(gather_rows(comm, self._by_columns(whole[own]), columns))
         Y = gather_rows(comm, self._last(whole[own, split:]), columns)
-        remainder = whole[own, :split] - reduce_rows(comm, sweeps.to_rest(Y), columns)
+        remainder = whole[own, :split] - reduce_rows(comm, shared.sweeps.to_rest(Y), columns)
         rest = gather_rows(comm, self._rest(remainder), columns)
-        remainder = whole[own, split:] - reduce_rows(comm, sweeps.to_last(rest), columns)
+        remainder = whole[own, split:] - reduce_rows(comm, shared.sweeps.to_last(rest), columns)
         return self._own_rows(np.concatenate([rest, gather_rows(comm, self._last(remainder), columns)], axis=1))
+
+    def _by_columns(self, R):
+        """M⁻¹ of rows [k, N] where the coupling is at hand, or none. Not collective."""
+        sweeps, complement, split = self._shared.sweeps, self._shared.complement, self._shared.sweeps.n_rest
+        if not split:
+            return self._last(R)
+        X, moved = np.empty_like(R), np.empty((len(R), split), self.dtype)
+        last = self._last(R[:, split:])
+        sweeps.put(moved, 0, complement.to_rest(sweeps.part(last, 1)))
+        X[:, :split] = self._rest(R[:, :split] - moved)
+        sweeps.put(last, 1, complement.to_last(sweeps.part(X[:, :split], 0)))
+        X[:, split:] = self._last(R[:, split:] - last)
+        return X
 
     def _own_rows(self, X):
         lo, hi = self._rows[self.comm.rank : self.comm.rank + 2]
