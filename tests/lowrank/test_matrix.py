@@ -3,6 +3,7 @@
 import warnings
 from functools import cache
 
+import h5py
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -141,6 +142,26 @@ def test_file(comm, shared_tmp, form, dtype):
     with FactorFile(path, comm) as file:
         text = describe(summarize(file, True))
     assert f"rank        {H.rank}" in text and "method      randomized" in text
+
+
+@FORMS
+def test_the_file_by_its_specification_alone(comm, shared_tmp, form):
+    """docs/FORMAT.md, "Low rank", with h5py and NumPy."""
+    H, D = matrix(form, "float32")
+    H.save(shared_tmp / "low.h5")
+    if comm.rank == 0:
+        with h5py.File(shared_tmp / "low.h5") as file:
+            r = int(file.attrs["rank"])
+            numbers, skeleton, coefficients, core = (file[f"lowrank/{name}"][:] for name in ("numbers", "skeleton", "coefficients", "core"))
+        P = np.zeros((N, r))
+        P[numbers] = coefficients.reshape(-1, r)
+        P[skeleton] = np.eye(r)[: len(skeleton)]
+        M = np.diag(core.astype(float)) if not len(skeleton) else np.zeros((r, r))
+        if len(skeleton):
+            M[np.tril_indices(r)] = core
+            M = np.tril(M) + np.tril(M, -1).T
+        assert len(coefficients) + len(core) == H.storage()["storage_entries"]
+        assert np.abs(P @ M @ P.T - D).max() <= 1e-14
 
 
 def test_on_arrays_that_refuse_implicit_conversion(comm, shared_tmp, monkeypatch):
