@@ -20,4 +20,5 @@ def describe(summary):
             yield f"{layers:>9} {row['terms']:>7} {row['offered']:>7} {row['numbers']:>14,} {row['error']:>11.2e}  {row['route']}"
 
 
-KRONECKER_SUM = Format("kronecker-sum", "sums of Kronecker products of every pair of layers", compress_kronecker, read, ("terms",), describe, predict_kronecker)
+SUMMARY = "sums of Kronecker products of every pair of layers"
+KRONECKER_SUM = Format("kronecker-sum", SUMMARY, compress_kronecker, read, ("terms",), describe, predict_kronecker)

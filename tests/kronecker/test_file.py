@@ -22,7 +22,10 @@ def compressed(operator, **keywords):
         return compress_kronecker(operator, **keywords)
 
 
-@pytest.mark.parametrize("name, terms", [("autoencoder", "auto"), ("tanh classes, some biases", "auto"), ("relu classes", "kfac"), ("one layer, values", 1)])
+ASKED = [("autoencoder", "auto"), ("tanh classes, some biases", "auto"), ("relu classes", "kfac"), ("one layer, values", 1)]
+
+
+@pytest.mark.parametrize("name, terms", ASKED)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_round_trip(name, terms, dtype, comm, shared_tmp):
     network, inputs = make(name)
