@@ -134,7 +134,7 @@ class Session:
         if "damping" not in exact:
             return {"failed": f"{EXACT}: {exact['failed']}" if exact.get("failed") != NO_TIME else NO_TIME}
         sets = (*row.sets, f"compress.format={row.format}", f"compress.rtol={rtol:g}")
-        return self._measured(case, sets, ("--damping", repr(exact["damping"])))
+        return self._measured(case, sets, ("--damping", repr(exact["damping"]), "--solves", *row.solves))
 
     def _exact(self, case):
         """The result of the operator itself, measured first where there is none."""

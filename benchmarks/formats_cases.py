@@ -32,6 +32,11 @@ class Row:
     steered: bool = True
     left_out: str = ""
 
+    @property
+    def solves(self):
+        """With H̃ + λI (solve), with H + λI (refined): those of auto are those of the format that it chose, as far as its time is not judged."""
+        return ("solve", "refined") if self.kind != "auto" else () if self.name == STORAGE else ("solve",)
+
 
 @dataclass(frozen=True)
 class Case:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from benchmarks.formats_cases import EXACT, STORAGE
 
-MISSING = "The figures need matplotlib, which is not installed: `pip install matplotlib` (or `pip install -e .[benchmarks]`), then `--page --write`."
+MISSING = (
+    "The figures need matplotlib, which is not installed: `pip install matplotlib` (in the environment of `jobs/setup.sh`: "
+    "`.venv/bin/python -m pip install -c .venv/constraints.txt matplotlib`, which keeps its numpy), then `python -m benchmarks.formats --page --write`."
+)
 _LEAST = 1e-8  # errors below are drawn there
 
 

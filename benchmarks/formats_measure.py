@@ -41,7 +41,8 @@ def build_parser():
     parser.add_argument("--set", action="append", default=[], metavar="table.key=value", help="change one key of the job")
     parser.add_argument("--exact", action="store_true", help="the operator itself instead: λ_max, products, CG without a preconditioner")
     parser.add_argument("--network", metavar="W.npz", help="the fitted network: read, with --exact made where it is not there")
-    parser.add_argument("--damping", type=float, metavar="λ", help=f"of the solves (default: none; --exact: {DAMPING:g} λ_max)")
+    parser.add_argument("--damping", type=float, metavar="λ", help=f"of the solves (default: no solves; --exact: {DAMPING:g} λ_max)")
+    parser.add_argument("--solves", nargs="*", choices=("solve", "refined"), default=("solve", "refined"), help="with H̃ + λI, with H + λI (both)")
     parser.add_argument("--columns", type=int, default=64, metavar="k", help="right-hand sides, and vectors of the products (64)")
     parser.add_argument("--exact-columns", type=int, default=64, metavar="k", help="of these solved with H + λI (64)")
     parser.add_argument("--repeat", type=int, default=3, metavar="n", help="compressions of which the median counts, as long as they are short (3)")
@@ -146,11 +147,9 @@ class Compressed(_Run):
         report = {name: value for name, value in matrix.report.items() if name not in LEFT_OUT}
         self.record.add(compress_seconds=seconds, peak_memory=memory, report=report, direct=matrix.direct)
         self.record.add(products=self.products(matrix))
-        if self.args.damping is None:
-            return
-        for name, step in (("solve", self.solve), ("refined", self.refine)):
+        for name in () if self.args.damping is None else self.args.solves:
             try:
-                self.record.add(**{name: step(matrix)})
+                self.record.add(**{name: {"solve": self.solve, "refined": self.refine}[name](matrix)})
             except InputError as error:
                 self.record.add(**{name: {"failed": str(error)}})
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from benchmarks import formats_figures as figures
 from benchmarks.formats_cases import EXACT, RHS_COUNTS, STORAGE, TIME
-from benchmarks.formats_regret import at, chosen, met, seconds_for, storage_regret, time_regret, worst
+from benchmarks.formats_regret import at, chosen, met, storage_regret, time_regret, worst
 from benchmarks.tables_page import milliseconds, origin, seconds, table
 
 HEAD = """# The formats, measured
@@ -25,12 +25,13 @@ READ = """## How to read it
   preconditioner. The row "exact" is the operator itself: CG without a preconditioner.
 * regret: of auto with objective = "storage", numbers stored over those of the smallest single approximating format that met rtol (not none,
   dense, data-woodbury); of auto with objective = "time", seconds of compression, factors and the solves over the fastest of all single formats
-  that met rtol. 1 is the best; a little below 1 is the noise of the clock. Planning: its seconds, their part of the run (compression, 64 solves).
+  that met rtol. 1 is the best; a little below 1 is the noise of the clock. Planning: its seconds, their part of the compression or of all of these.
+* auto's rows have no refined solves, with objective = "storage" no solves: they are those of the format that it chose.
 * K-FAC and hss + a structured part stand beside: they are in no regret.
 """
 
-SUMMARY = ("case", "asked", "least storage: format, % of N²", "auto chose, % of N²", "regret", "planning, s (of the run)")
-SUMMARY += tuple(cell for n in RHS_COUNTS for cell in (f"fastest for {n:,}: format, s", "auto chose, s", "regret"))
+SUMMARY = ("case", "asked", "least storage: format, % of N²", "auto chose, % of N²", "regret", "planning, s (of the compression)")
+SUMMARY += tuple(cell for n in RHS_COUNTS for cell in (f"fastest for {n:,}: format, s", "auto chose, s", "regret", "planning, s (of the whole)"))
 COLUMNS = ("format", "asked", "storage, % of N²", "MB", "error (95 %)", "compression, s", "product 1 / {}, ms", "factors, s")
 COLUMNS += ("solve of {}, s", "iterations", "refined, {} columns, s", "iterations", "")
 PLANNED = ("asked", "format", "storage, % of N²: predicted (± factor)", "was", "was / predicted", "compression, s: predicted", "was")
@@ -69,11 +70,12 @@ def _summary(case, runs):
         percent = lambda entries: None if entries is None else f"{100 * entries / float(case.n_params) ** 2:.3g}"  # noqa: E731
         missed = "" if "report" not in auto or met(auto, rtol) else " **rtol not met**"
         cells = [case.name, f"{rtol:g}", _pair(storage.best, percent(storage.cost)), _pair(storage.chosen, percent(storage.chosen_cost)) + missed]
-        cells += [_factor(storage.factor), _planning(auto)]
+        cells += [_factor(storage.factor), _planning(auto, auto.get("compress_seconds"))]
         for count in RHS_COUNTS:
             regret = time_regret(runs, rtol, count)
             cost, taken = (None if each is None else seconds(each) for each in (regret.cost, regret.chosen_cost))
-            cells += [_pair(regret.best, cost), _pair(regret.chosen, taken), _factor(regret.factor)]
+            auto = at(runs, rtol).get(f"{TIME} {count}", {})
+            cells += [_pair(regret.best, cost), _pair(regret.chosen, taken), _factor(regret.factor), _planning(auto, regret.chosen_cost)]
         yield cells
 
 
@@ -85,11 +87,10 @@ def _factor(value):
     return EMPTY if value is None else f"{value:.2f}"
 
 
-def _planning(run):
-    plan, whole = run.get("report", {}).get("plan"), seconds_for(run, RHS_COUNTS[0])
-    if plan is None:
-        return EMPTY
-    return seconds(plan["seconds"]) + ("" if whole is None else f" ({100 * plan['seconds'] / whole:.0f} %)")
+def _planning(run, whole):
+    """Seconds, and their part of the `whole`."""
+    plan = run.get("report", {}).get("plan")
+    return EMPTY if plan is None else _short(plan["seconds"]) + (f" ({100 * plan['seconds'] / whole:.0f} %)" if whole else "")
 
 
 def _worst(runs, cases):

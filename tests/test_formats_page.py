@@ -47,7 +47,7 @@ def test_two_tiny_cases_end_to_end(shared_tmp):
     low, auto, refused = (found[name] for name in RUNS)
     for run in (low, auto):
         assert run["failed"] is None and run["compress_seconds"] > 0 and run["report"]["rtol_met"]
-        assert run["solve"]["converged"] and run["solve"]["residual"] <= 1e-6 and run["refined"]["residual"] <= 1e-6
+    assert low["solve"]["residual"] <= 1e-6 and low["refined"]["residual"] <= 1e-6 and "solve" not in auto
     assert low["refined"]["iterations"] < found["digits/exact"]["refined"]["iterations"]
     assert "needs a network" in refused["failed"]
     assert f"| low-rank | 0.1 | {low['report']['storage_percent']:.3g} | " in done.stdout
