@@ -46,6 +46,7 @@ def main(session, args):
         B = B.astype(np.float64, copy=False)
     damping = damping_of(args.damping, matrix)
     operator, reason = _exact_operator(session, matrix, exact)
+    matrix.operator = operator  # some formats' preconditioners are made from it
     status = DONE
     if direct:
         with session.phase("factors"):
@@ -99,7 +100,8 @@ def _described(factors, matrix):
     if factors.matrix is not matrix:
         error = factors.matrix.report.get("error_estimate", {}).get("value", np.nan)
         coarse = f" of a coarser {factors.matrix.format.upper()} matrix (error {error:.2g} of ‖H‖_F)"
-    return f"{factors.solver}{coarse}, backward error {factors.backward_error:.1e}"
+    backward = "" if np.isnan(factors.backward_error) else f", backward error {factors.backward_error:.1e}"
+    return f"{factors.solver}{coarse}{backward}"
 
 
 def _exact_operator(session, matrix, required):
