@@ -117,7 +117,8 @@ class Sweeps:
         return dx
 
     def _hessian(self, a, piece):
-        self.loss.apply_hessian(a, None if self.samples.p is None else self.samples.p[:, piece].astype(self.dtype, copy=False))
+        output = self.samples.output
+        self.loss.apply_hessian(a, None if output is None else output[:, piece].astype(self.dtype, copy=False))
         return a
 
     def _backward(self, sums, layer, u, stop, first, piece, below=False):

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
+from hpcHess.curvature.fisher import EmpiricalFisher, Fisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.krylov.solve import solve
 from hpcHess.kronecker import precondition_schur
@@ -87,6 +88,20 @@ def test_inverse_of_what_it_claims(name, weighted, comm):
     assert np.linalg.norm(S - expected) <= 1e-10 * np.linalg.norm(expected)
     assert np.linalg.norm(S - S.T) <= 1e-12 * np.linalg.norm(S)
     assert np.linalg.eigvalsh((S + S.T) / 2)[0] > 0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("deep classes", EmpiricalFisher), ("small last layer", EmpiricalFisher), ("autoencoder", Fisher)])
+def test_other_curvatures(name, kind, comm):
+    widths, loss, bias, dense, _, term = CASES[name]
+    net, rng = network(widths, loss, bias=bias), np.random.default_rng(1)
+    x = rng.standard_normal((20, widths[0]))
+    targets = rng.integers(0, widths[-1], 20) if loss == "cross-entropy" else rng.standard_normal((20, widths[-1]))
+    operator = kind(net, x, targets, comm=comm)
+    shared = Elimination(operator, np.float64, dense)
+    H = operator.matmat(np.eye(operator.n_params))
+    M = shared.preconditioner(1e-3 * np.linalg.norm(H, 2))
+    expected = np.linalg.inv(claimed(M, H, shared, term))
+    assert np.linalg.norm(inverse(M, comm) - expected) <= 1e-10 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("name", ["one layer", "all layers"])
