@@ -48,6 +48,7 @@ def build_parser():
     parser.add_argument("--repeat", type=int, default=3, metavar="n", help="compressions of which the median counts, as long as they are short (3)")
     parser.add_argument("--rtol", type=float, default=1e-6, metavar="ε", help="residual of iterative solves (1e-6)")
     parser.add_argument("--iterations", type=int, default=250, metavar="m", help="most iterations (250)")
+    parser.add_argument("--seconds", type=float, default=40.0, metavar="s", help="fewer iterations where these would take longer (40)")
     return parser
 
 
@@ -112,6 +113,13 @@ class _Run:
             found[str(k)] = repeated(self.comm, partial(operator.matmat_rows, V), 5, 1.0)[0].median
         return found
 
+    def most(self, A, B, factors=None):
+        """Iterations that --seconds suffice for, by one product and one application of the preconditioner; at least 10, at most --iterations."""
+        taken = once(self.comm, partial(A.matmat_rows, B))[0].median
+        if factors is not None:
+            taken += once(self.comm, partial(factors.preconditioner().solve_rows, B))[0].median
+        return min(self.args.iterations, max(10, int(self.args.seconds / taken)))
+
     def residual(self, A, B, X, damping):
         """Largest ‖b − (A + λI)x‖/‖b‖."""
         return float((column_norms(self.comm, B - A.matmat_rows(X) - damping * X) / column_norms(self.comm, B)).max())
@@ -133,7 +141,7 @@ class Operator(_Run):
         damping = DAMPING * lambda_max if self.args.damping is None else self.args.damping
         self.record.add(lambda_max=lambda_max, damping=damping)
         B = self.vectors(exact, self.args.exact_columns, "rhs")
-        work = partial(solve, exact, B, damping, rtol=self.args.rtol, max_iterations=self.args.iterations)
+        work = partial(solve, exact, B, damping, rtol=self.args.rtol, max_iterations=self.most(exact, B))
         seconds, result = once(self.comm, work)
         self.record.add(refined=iterated(seconds.median, result, B.shape[1], 0.0))
 
@@ -172,7 +180,7 @@ class Compressed(_Run):
         args, damping, B = self.args, self.args.damping, self.vectors(matrix, self.args.columns, "rhs")
         if not matrix.direct:
             factors, made = once(self.comm, partial(matrix.preconditioning_factors, damping))
-            work = partial(solve_iteratively, matrix, matrix, B, damping, None, args.rtol, made, max_iterations=args.iterations)
+            work = partial(solve_iteratively, matrix, matrix, B, damping, None, args.rtol, made, max_iterations=self.most(matrix, B, made))
             seconds, result = once(self.comm, work)
             return iterated(seconds.median, result, B.shape[1], factors.median)
         factors, made = once(self.comm, partial(matrix.factors, damping))
@@ -188,7 +196,7 @@ class Compressed(_Run):
             return None
         exact, _ = self.operator(np.float64)
         B = self.vectors(exact, args.exact_columns, "rhs")
-        work = partial(solve_iteratively, exact, matrix, B, damping, None, args.rtol, made, max_iterations=args.iterations)
+        work = partial(solve_iteratively, exact, matrix, B, damping, None, args.rtol, made, max_iterations=self.most(exact, B, made))
         seconds, result = once(self.comm, work)
         return iterated(seconds.median, result, B.shape[1], factors.median)
 

@@ -20,7 +20,8 @@ READ = """## How to read it
 * compression: median wall seconds, planning and certificate included, from an operator that is new each time. products: H̃V with 1 and with all
   vectors.
 * solve: (H̃ + λI)X = B in float64 with λ = 1e-3 λ_max(H), B standard normal, the same for all rows of a case: direct factors ("direct"; their
-  seconds under "factors"), else PETSc's Krylov methods to residuals of 1e-6 with the format's preconditioner (its seconds under "factors").
+  seconds under "factors"), else PETSc's Krylov methods to residuals of 1e-6 with the format's preconditioner (its seconds under "factors"); at most 250
+  iterations, fewer where they would take more than 40 s, and then the residual is told.
 * refined: (H + λI)X = B with the exact operator in float64, to 1e-6, preconditioned by the format: what the format is worth as a
   preconditioner. The row "exact" is the operator itself: CG without a preconditioner.
 * regret: of auto with objective = "storage", numbers stored over those of the smallest single approximating format that met rtol (not none,
@@ -58,8 +59,8 @@ def _origin(results):
     told = sorted({run["failed"] for run in results.values() if (run.get("failed") or "").startswith("not run")})
     lines = [f"{origin(done)}. {started} runs, {spent / 60:.0f} minutes. One of them:", "", f"    {done[0]['command']}", ""]
     for reason in told:
-        names = [f"{run['case']}/{run['row']}/{run.get('rtol', '')}" for run in results.values() if run.get("failed") == reason]
-        lines += [f"**{len(names)} runs: {reason}**: {', '.join(names)}.", ""]
+        count = sum(run.get("failed") == reason for run in results.values())
+        lines += [f"**{count} of {len(results)} runs: {reason}**; the tables show which.", ""]
     return "\n".join(lines)
 
 

@@ -76,4 +76,4 @@ def shown(command):
     """A command line as people type it, paths of this checkout shortened."""
     words = [str(word).replace(f"{ROOT}{os.sep}", "") for word in command]
     words = ["python" if word == sys.executable or word.endswith("/bin/python") else word for word in words]
-    return " ".join(re.sub(r"[^=]*/(F\.h5|R\.json|[^/]+\.(?:f32|npy))$", r"\1", word) for word in words)
+    return " ".join(re.sub(r"[^=]*/(F\.h5|R\.json|[^/]+\.(?:f32|np[yz]))$", r"\1", word) for word in words)
