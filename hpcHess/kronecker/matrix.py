@@ -122,13 +122,13 @@ class KroneckerSum(CompressedMatrix):
         return self.inverse(damping)
 
     def preconditioning_factors(self, damping, solver=None):
-        """The exact inverse where it is known; else `kronecker.preconditioner.Eliminated` where the operator is at hand and allows it, else the
-        inverse of the leading terms, made definite. Collective.
+        """The exact inverse where it is known; else `kronecker.preconditioner.Eliminated` where the operator is at hand and allows it, else
+        None: the inverse of the leading terms (`inverse`) is worse than nothing (docs/MATHEMATICS.md). Collective.
         """
         if self.direct:
             return self.factors(damping, solver)
         if damping <= 0 or not eliminable(self.operator):
-            return self.inverse(damping)
+            return None
         if self.elimination is None or self.elimination.operator is not self.operator:
             self.elimination = Elimination(self.operator)
         return self.elimination.preconditioner(damping, self)
