@@ -82,6 +82,9 @@ def _factors(session, matrix, given):
     if given is None:
         return None
     damping = damping_of(given, matrix)
+    if not matrix.stores_factors:
+        session.warn(f"no factors are stored: what solves with the format {matrix.format} is made anew for every λ")
+        return None
     try:
         with session.phase("factors"):
             return matrix.factorize(damping) if matrix.direct else matrix.preconditioning_factors(damping)

@@ -82,9 +82,9 @@ def _solver(summary):
     """The stored direct factors."""
     damping, error = summary["woodbury_damping"], summary["woodbury_backward_error"]
     if damping is None:
-        yield "factors     none stored"
+        yield "stored      no factors"
     else:
-        yield f"factors     {summary['woodbury_solver']} for damping {damping:g}{'' if error is None else f', backward error {error:.1e}'}"
+        yield f"stored      {summary['woodbury_solver']} factors for damping {damping:g}{'' if error is None else f', backward error {error:.1e}'}"
 
 
 def _plan(summary):

@@ -22,6 +22,8 @@ class CompressedMatrix:
         format     its name in job files and factor files (an attribute or a property)
         solvers    names of the forms of direct factors that `_factorized` makes, the default first; () where solves are iterative
 
+        stores_factors  whether direct factors, its own or its preconditioner's, go into its file (`DirectFactors.append`)
+
     and offers, all collective,
 
         matmat_rows(V)                  H̃V in parameter rows (`parallel.ownership.row_starts`), [n_local, k] → [n_local, k], in the wider of
@@ -40,6 +42,7 @@ class CompressedMatrix:
 
     format = None
     solvers = ()
+    stores_factors = False
 
     def __init__(self, comm, backend, n_params, dtype, report=None):
         self.comm, self.backend, self.n_params, self.dtype = comm, backend, int(n_params), np.dtype(dtype)

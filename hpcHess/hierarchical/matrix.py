@@ -17,6 +17,8 @@ class HierarchicalMatrix(CompressedMatrix):
     an FMM matrix a coarser HSS matrix as its `preconditioner`.
     """
 
+    stores_factors = True
+
     def __init__(self, comm, backend, n_params, tree, near, levels, report=None):
         super().__init__(comm, backend, n_params, near.blocks.dtype, report)
         self.tree, self.near, self.levels = tree, near, levels

@@ -105,3 +105,9 @@ def test_a_matrix_from_a_file_has_no_layers_and_may_be_indefinite(folder):
         assert not F.exists()
     for name in ("low-rank", "dense", "auto"):
         ok(drive("compress", made, "--output", F, "--set", f"compress.format={name}", "--set", "compress.rtol=0.1"))
+
+
+def test_damping_without_factors_to_store_is_told(case):
+    run, F = compressed(case, "low-rank", "--damping", "0.01*lmax")
+    assert ok(run).warnings == ["hpcHess: warning: no factors are stored: what solves with the format low-rank is made anew for every λ"]
+    assert json.loads(ok(drive("info", F, "--json")).out)["woodbury_damping"] is None
