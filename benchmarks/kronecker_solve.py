@@ -37,7 +37,7 @@ def main():
         makers = {"none": lambda _: None, "one term": matrix.inverse}
         if eliminable(operator):
             makers["last layers"] = lambda damping: Elimination(operator).preconditioner(damping)
-        for name, maker in makers.items():
+        for name, maker in ((name, makers[name]) for name in args.preconditioners if name in makers):
             rows.append(_row(comm, operator, B, args, relative, damping, name, maker, compression.median))
             if comm.rank == 0:
                 _print(rows[-1], args.rhs_count, rows[-1] is rows[0])
@@ -71,6 +71,8 @@ def _arguments():
     parser.add_argument("job", nargs="?", default=str(JOB), metavar="JOB.toml", help="network and data; its [compress] is not used")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help='of the job, e.g. "network.fit.hidden=[64, 64]"')
     parser.add_argument("--damping", type=float, nargs="+", default=[1e-3, 1e-4], metavar="F", help="λ/λ_max (1e-3 1e-4)")
+    names = ["none", "one term", "last layers"]
+    parser.add_argument("--preconditioners", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--columns", type=int, default=64, metavar="k", help="right-hand sides that are solved for (64)")
     parser.add_argument("--rhs-count", type=int, default=1000, metavar="k", help="right-hand sides that times are scaled to (1000)")
     parser.add_argument("--rtol", type=float, default=1e-6, help="residual of every right-hand side (1e-6)")
