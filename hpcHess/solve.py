@@ -46,6 +46,7 @@ def main(session, args):
         B = B.astype(np.float64, copy=False)
     damping = damping_of(args.damping, matrix)
     operator, reason = _exact_operator(session, matrix, exact)
+    matrix.operator = operator
     matrix.operator = operator  # some formats' preconditioners are made from it
     status = DONE
     if direct:

@@ -63,6 +63,8 @@ class SumMatrix(CompressedMatrix):
         """Those of the direct factors where there are any, else of the first part that has some."""
         if self.direct:
             return super().preconditioning_factors(damping, solver)
+        for part in self.parts:
+            part.operator = part.operator if part.operator is not None else self.operator
         found = (part.preconditioning_factors(damping, solver) for part in self.parts)
         return next((each for each in found if each is not None), None)
 
