@@ -6,6 +6,7 @@
 from argparse import ArgumentTypeError
 
 from hpcHess.compressed.damping import damping_of, parse_damping
+from hpcHess.curvature.from_job import operator_of_matrix
 from hpcHess.formats.file import load
 from hpcHess.krylov.preconditioner import ApproximateInverse, mpi_comm, own_rows, pc_options
 from hpcHess.krylov.preconditioner import petsc_pc as pc_of_inverse
@@ -23,6 +24,14 @@ def petsc_pc(H, damping, columns=1, solver=None):
     if factors is None:
         raise InputError(f"a matrix of the format {H.format} has no preconditioner")
     return pc_of_inverse(factors.preconditioner(), columns)
+
+
+def _operator_or_none(matrix):
+    """The uncompressed operator of the file's job, of whose samples some preconditioners are made; None where its files are gone. Collective."""
+    try:
+        return operator_of_matrix(matrix)
+    except InputError:
+        return None
 
 
 class FactorFilePC(ApproximateInverse):
@@ -54,6 +63,8 @@ class FactorFilePC(ApproximateInverse):
         matrix = load(path, mpi_comm(pc))
         if any(matrix.comm.allgather(own_rows(pc) != matrix.tree_rows(matrix.parameter_starts))):
             raise InputError(f"the matrix of this PC has not the {matrix.n_params} parameter rows of {path} in PETSc's default layout")
+        if not matrix.direct and matrix.preconditioner is None:
+            matrix.operator = _operator_or_none(matrix)
         factors = matrix.preconditioning_factors(damping_of(damping, matrix), solver)
         if factors is None:
             raise InputError(f"{path} holds a matrix of the format {matrix.format} without a preconditioner")

@@ -2,16 +2,19 @@
 
 import numpy as np
 
+from hpcHess.compressed.facts import ITERATIONS as CG_ITERATIONS
 from hpcHess.compressed.format import Prediction
 from hpcHess.curvature.quadrature import Quadrature
 from hpcHess.kronecker.compress import analysed, stored_numbers
+from hpcHess.kronecker.preconditioner import eliminable
 from hpcHess.kronecker.selection import choose
 from hpcHess.kronecker.spectra import GRAM_SAMPLES
 from hpcHess.parallel.random import scramble
 
 ROUGH, SAMPLES = 192, 2000  # samples that stand for all at first, and for more than GRAM_SAMPLES
 ROUGH_SPREAD, SPREAD = 2.0, 1.3  # of predictions from them (docs/MATHEMATICS.md, "The choice of the format")
-ITERATIONS = 75  # of CG with the leading terms as preconditioner, at λ = 1e-3 λ_max
+SAVED = {True: 0.15, False: 0.25}  # iterations with the last layers eliminated over those without: squared error, others (λ = 1e-3 λ_max)
+APPLY = 0.5  # of an exact product, for that preconditioner
 
 
 def predict_kronecker(facts):
@@ -32,26 +35,34 @@ def predict_kronecker(facts):
 
 
 def _predicted(facts, operator, spread, source, refine=None):
-    prepared = layers, spectra = analysed(operator, facts.rtol, facts.seed)
+    prepared = analysed(operator, facts.rtol, facts.seed)
+    spectra = prepared[1]
     counts, error, _ = choose(spectra, facts.rtol)
     entries, n = float(stored_numbers(spectra, counts)), facts.n_samples
     sizes = [each.pair.kernels.D + each.pair.inputs.D for each in spectra]
     apply = facts.seconds_of(sum(count * _flops(each.pair) for each, count in zip(spectra, counts, strict=True)), facts.itemsize * entries / 64)
     making = 2.0 * n * sum(count * size for count, size in zip(counts, sizes, strict=True))
     grams = 30.0 * len(spectra) * min(n, GRAM_SAMPLES) ** 3 * (spread > 1)
-    inverse = sum(4.0 * d * c * (d + c) for d, c in (layer.shape for layer in layers))
     return Prediction(
         entries=entries,
         memory=entries * (facts.itemsize + 8) + 32.0 * facts.comm.size * min(n, GRAM_SAMPLES) ** 2 + 64.0 * max(sizes, default=0),
         compress=facts.seconds_of(making + grams) + 32 * facts.product_seconds,
         apply=apply,
-        solve=facts.seconds_of_cg(apply, facts.seconds_of(inverse), ITERATIONS),
+        solve=_solve_seconds(facts, apply),
         error=facts.rtol if error <= facts.rtol or spread > 1 else float(error),
         spread=spread,
         note=f"{int(np.sum(counts))} terms, {source}",
         refine=refine,
         made=prepared if spread == 1 else None,
     )
+
+
+def _solve_seconds(facts, apply):
+    """CG with H̃, preconditioned by `preconditioner.Elimination` where there is one."""
+    if not eliminable(facts.operator):
+        return facts.seconds_of_cg(apply)
+    saved = SAVED[bool(facts.operator.samples.loss.constant)]
+    return facts.seconds_of_cg(apply, APPLY * facts.product_seconds, int(saved * CG_ITERATIONS))
 
 
 def some_samples(operator, count, seed):
