@@ -131,20 +131,20 @@ def _orthonormal(comm, Q, W):
 
 def largest_eigenvalue(matrix, seed=0, columns=8, iterations=16):
     """λ_max(H̃) in absolute value. Collective."""
-    return spectral_norm(matrix.matmat_rows, matrix.comm, _start(matrix, seed, "lambda_max", columns), iterations, 1e-5)
+    return spectral_norm(lambda W: _product(matrix, W), matrix.comm, _start(matrix, seed, "lambda_max", columns), iterations, 1e-5)
 
 
 def smallest_eigenvalue(matrix, columns=8, iterations=8):
     """λ_min(H̃) from above: a Rayleigh quotient of the part of sI − H̃ that is largest, s ≈ ‖H̃‖₂. Collective."""
     s, start = largest_eigenvalue(matrix, 0, columns, iterations), _start(matrix, 0, "lambda_min", columns)
-    return s - spectral_norm(lambda W: s * W - matrix.matmat_rows(W), matrix.comm, start, iterations, 1e-2)
+    return s - spectral_norm(lambda W: s * W - _product(matrix, W), matrix.comm, start, iterations, 1e-2)
 
 
 def spectral_error(matrix, operator, seed=0, columns=8, products=4):
     """‖H̃ − H‖₂ from below, on the block Krylov space of the error's image of random vectors. Collective."""
 
     def apply(W):
-        return operator.matmat_rows(W.astype(operator.dtype)).astype(np.float64) - matrix.matmat_rows(W)
+        return operator.matmat_rows(W.astype(operator.dtype)).astype(np.float64) - _product(matrix, W)
 
     return spectral_norm(apply, matrix.comm, apply(_start(matrix, seed, "spectral error", columns)), products, 1e-2)
 
@@ -152,7 +152,12 @@ def spectral_error(matrix, operator, seed=0, columns=8, products=4):
 def _start(matrix, seed, stream, columns):
     """Random vectors in the range of H̃: rows that are zero take no part."""
     start = gaussian_rows(seed, stream, matrix.mine.start, matrix.mine.stop, range(min(columns, max(1, matrix.n_alive))), np.float64)
-    return np.asarray(matrix.matmat_rows(np.ascontiguousarray(start)), np.float64)
+    return _product(matrix, start)
+
+
+def _product(matrix, W):
+    """H̃W in the stored precision, which is enough for norms; as float64."""
+    return np.asarray(matrix.matmat_rows(np.ascontiguousarray(W, matrix.dtype)), np.float64)
 
 
 def reported(matrix, error, rtol, norm, operator, seed=0, error_spectral=None):
