@@ -102,7 +102,7 @@ def roughly(case, row, rtol):
     return case.weight * ROUGH.get(row.format, 5) * tight * (2 if "+" in row.name else 1)
 
 
-_GALLERY = {"exact_columns": 16, "weight": 0.4}
+_GALLERY = {"exact_columns": 16, "weight": 0.4, "formats": {"fmm": ("compress.budget=0.1",)}}
 _MNIST_FMM = ("compress.leaf_size=192", "compress.distance=input", "compress.budget=0.02")
 CASES = (
     Case(

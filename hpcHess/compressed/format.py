@@ -41,9 +41,11 @@ class Prediction:
     compress, apply, solve    seconds: of the compression; of a product with one vector, of a solve with one right-hand side, in blocks of 64
     error       relative Frobenius error that is expected: rtol where the format is steered by it, inf where it cannot say
     spread      `entries` may be off by this factor either way
+    bound       whether numbers and seconds are lower bounds, no estimates: `refine` then gives those
     refused     why this format cannot serve here, "" where it can
     note        what the numbers come from, for people
     refine      refine() → a better Prediction at a higher cost, asked for where this one is not decisive; or None. Collective
+    effort      seconds that `refine` takes, roughly
     made        what was computed on the way that the compression can take over: its argument `prepared`, or None
     """
 
@@ -54,7 +56,9 @@ class Prediction:
     solve: float = 0.0
     error: float = 0.0
     spread: float = 1.0
+    bound: bool = False
     refused: str = ""
     note: str = ""
     refine: Callable | None = None
+    effort: float = 0.0
     made: Any = None

@@ -1,5 +1,6 @@
 """`format = "auto"`: what each format would cost, the choice, and the reasons (docs/MATHEMATICS.md, "The choice of the format")."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Plan:
 
     def as_dict(self):
         """For the report: plain values."""
-        table = {name: {key: value for key, value in vars(each).items() if key not in ("made", "refine")} for name, each in self.predictions.items()}
+        table = {name: {key: value for key, value in vars(each).items() if key not in ("made", "refine", "effort")} for name, each in self.predictions.items()}
         return {"objective": self.objective, "order": list(self.order), "predictions": table, "memory": self.memory, "seconds": self.seconds}
 
 
@@ -73,23 +74,25 @@ def plan(facts, objective):
     if not chosen:
         reasons = "; ".join(f"{name}: {_why_not(name, each, facts, objective)}" for name, each in predicted.items())
         raise InputError(f"no format can serve with {_gigabytes(facts.memory)} of memory: {reasons}")
-    order = tuple(sorted(chosen, key=lambda name: cost_of(chosen[name], facts, objective)))
+    order = tuple(sorted(chosen, key=lambda name: (chosen[name].bound, cost_of(chosen[name], facts, objective))))
     return Plan(objective, order, predicted, seconds, facts.memory)
 
 
 def _refine(predicted, facts, objective):
-    """Better predictions, in place, where what there is leaves it open which format is best. Collective."""
-    able = {name for name, each in predicted.items() if not _why_not(name, each, facts, objective)}
+    """Better predictions, in place, where what there is leaves it open which format is best, and, of seconds, where more is at stake than
+    finding out takes. The one that may be best first. Collective: all of it follows from numbers that all ranks have.
+    """
     while True:
-        bounds = {name: cost_of(predicted[name], facts, objective) for name in able}
-        best = min((bounds[name] * predicted[name].spread for name in able), default=0.0)
-        rivals = [name for name in able if bounds[name] <= best * predicted[name].spread]
-        coarse = sorted((name for name in rivals if predicted[name].refine is not None), key=bounds.get)
-        if len(rivals) < 2 or not coarse:
+        able = [name for name, each in predicted.items() if not _why_not(name, each, facts, objective)]
+        costs = {name: cost_of(predicted[name], facts, objective) for name in able}
+        high = min((costs[name] * predicted[name].spread for name in able if not predicted[name].bound), default=math.inf)
+        low = {name: costs[name] / predicted[name].spread for name in able}
+        rivals = [name for name in able if low[name] <= high]
+        worth = lambda name: objective == "storage" or predicted[name].bound and math.isinf(high) or high - low[name] > predicted[name].effort  # noqa: E731
+        coarse = sorted((name for name in rivals if predicted[name].refine is not None and worth(name)), key=costs.get)
+        if not coarse or (len(rivals) < 2 and not predicted[coarse[0]].bound):
             return
         predicted[coarse[0]] = predicted[coarse[0]].refine()
-        if _why_not(coarse[0], predicted[coarse[0]], facts, objective):
-            able.discard(coarse[0])
 
 
 def _why_not(name, prediction, facts, objective):
@@ -134,7 +137,7 @@ def explained(plan, facts):
             continue
         one = each.solve if unit == "solve" else each.apply
         yield (
-            f"{name:>16} {100 * each.entries / float(facts.n_params) ** 2:>9.4g} {each.spread:>5.3g} {each.error:>8.1e} "
+            f"{name:>16} {100 * each.entries / float(facts.n_params) ** 2:>9.4g} {'≥' if each.bound else f'{each.spread:.3g}':>5} {each.error:>8.1e} "
             f"{_gigabytes(each.memory):>9} {each.compress:>9.3g} {one:>9.2e} {each.compress + facts.rhs_count * one:>9.3g}{reason or '  ' + each.note}"
         )
 

@@ -53,6 +53,7 @@ def _predicted(facts, operator, spread, source, refine=None):
         spread=spread,
         note=f"{int(np.sum(counts))} terms, {source}",
         refine=refine,
+        effort=0.0 if refine is None else facts.seconds_of(100.0 * len(spectra) * min(n, GRAM_SAMPLES) ** 3),
         made=prepared if spread == 1 else None,
     )
 

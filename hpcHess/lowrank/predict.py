@@ -29,4 +29,5 @@ def _predicted(facts, amount, spread, refine=None):
         spread=spread,
         note=f"rank {rank}",
         refine=refine,
+        effort=1.5 * THOROUGH[0] * THOROUGH[1] * facts.product_seconds,
     )
