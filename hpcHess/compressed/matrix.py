@@ -29,7 +29,7 @@ class CompressedMatrix:
         matmat_rows(V)                  H̃V in parameter rows (`parallel.ownership.row_starts`), [n_local, k] → [n_local, k], in the wider of
                                         stored and given precision
         diagonal_rows()                 H̃_jj of the own parameter rows, float64 [n_local]
-        norm_frobenius()                ‖H̃‖_F, exact, float
+        norm_frobenius()                ‖H̃‖_F, float; exact but where a format says otherwise
         storage()                       {"storage_entries", "storage_bytes", "storage_percent", …} for the report
         _factorized(damping, solver)    `compressed.factors.DirectFactors` of H̃ + λI, where there are direct ones
         append(out)                     its datasets into `compressed.file.Pieces`; returns its root attributes

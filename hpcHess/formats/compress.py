@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from hpcHess.compressed.certificate import Norm, certify
+from hpcHess.compressed.certificate import Norm, certify, exact_error
 from hpcHess.compressed.options import check_common
 from hpcHess.formats.planner import check_memory, explained, facts_of, plan
 from hpcHess.formats.registry import FORMATS, format_of
 from hpcHess.formats.structured import compress_structured
 from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import OBJECTIVES, STRUCTURED
+from hpcHess.runtime.jobfile import OBJECTIVES, STRUCTURED, WORKLOADS
 from hpcHess.runtime.progress import Silent
 
 AUTO = "auto"
@@ -43,14 +43,16 @@ def compress(
     structured  of hss and fmm: low-rank or kronecker-sum, taken out before the tree; auto: where that stores less, by trial; `structured_size`
                 eigenpairs or terms of a layer pair (0: the default of `formats.structured`)
     objective   of auto: time (compression + rhs_count × (apply or solve, by `workload`)) or storage
-    memory      bytes that all ranks may hold together; 0: what their hosts have free. What is predicted not to fit is refused before it starts
-    options     the other keys of [compress] (docs/JOBS.md); those of other formats have no effect
+    memory      bytes that all ranks may hold together; 0: what their hosts have free. What is predicted not to fit is refused before it starts; without
+                `memory`, formats whose size takes a prediction (hss, fmm, low-rank, kronecker-sum) by name are not predicted first
+    options     the other keys of [compress] (docs/JOBS.md); those of other formats have no effect. With auto, a network's distance = "parameter" (the
+                default) gives way to "neuron"
 
     An operator of fewer samples (`curvature.quadrature`) is compressed to what its own error leaves of rtol; the certificate is of both errors, with
     products of all samples. Raises InputError for what is unknown, out of range, too large, or impossible for this operator.
     """
     check_common(rtol, seed, probes, dtype)
-    _check_options(format, objective, structured, structured_size, memory, options)
+    _check_options(format, objective, structured, structured_size, memory, rhs_count, workload, options)
     progress = Silent() if progress is None else progress
     common = {"seed": seed, "dtype": dtype, "probes": probes, "backend": backend, "progress": progress}
     left = _left_of(rtol, getattr(operator, "quadrature", None))
@@ -73,13 +75,13 @@ def compress(
     return matrix
 
 
-def _check_options(format, objective, structured, structured_size, memory, options):
+def _check_options(format, objective, structured, structured_size, memory, rhs_count, workload, options):
     """InputError for values and names that no format knows."""
     if format != AUTO:
         chosen = format_of(format)
         if chosen.compress is None:
             raise InputError(f"format = {format!r} is not asked for by name: it comes of format = \"hss\" with structured")
-    for name, value, choices in (("objective", objective, OBJECTIVES), ("structured", structured, STRUCTURED)):
+    for name, value, choices in (("objective", objective, OBJECTIVES), ("structured", structured, STRUCTURED), ("workload", workload, WORKLOADS)):
         if value not in choices:
             raise InputError(f"{name} must be {' or '.join(choices)}, not {value!r}")
     if structured != "none" and format not in ("hss", "fmm"):
@@ -87,6 +89,10 @@ def _check_options(format, objective, structured, structured_size, memory, optio
     for name, value in (("structured_size", structured_size), ("memory", memory)):
         if not np.isfinite(value) or value < 0:
             raise InputError(f"{name} must be a number ≥ 0, not {value}")
+    if structured_size and structured == "none":
+        raise InputError(f"structured_size = {structured_size} needs structured: low-rank, kronecker-sum or auto")
+    if rhs_count < 1:
+        raise InputError(f"rhs_count must be at least 1, not {rhs_count}")
     known = {name for each in FORMATS.values() for name in each.options}
     unknown = sorted(set(options) - known)
     if unknown:
@@ -105,21 +111,32 @@ def _made(format, prediction, operator, rtol, common, options):
 
 
 def _smallest(planned, facts, operator, rtol, common, options):
-    """The first format of a `planner.Plan`; with objective = "storage" the smallest of those that may be. Collective."""
+    """The first format of a `planner.Plan` that meets rtol; with objective = "storage" the smallest of those that may be. Collective."""
     explanation = list(explained(planned, facts))
     for line in explanation:
         common["progress"].write(line)
-    tried, best = {}, None
-    for name in (planned.first, *planned.rivals):
-        if best is not None and planned.predictions[name].entries / planned.predictions[name].spread >= best.report["storage_entries"]:
+    tried, best, refused = {}, None, None
+    for name in planned.order:
+        if best is not None and best.report["rtol_met"] and not _may_be_smaller(planned, name, best):
             continue
-        matrix = _made(name, planned.predictions[name], operator, rtol, common, options)
+        try:
+            matrix = _made(name, planned.predictions[name], operator, rtol, common, options)
+        except InputError as error:  # the same on all ranks
+            refused, tried[name] = error, {"refused": str(error)}
+            continue
         tried[name] = {"storage_percent": matrix.report["storage_percent"], "rtol_met": matrix.report["rtol_met"]}
-        if best is None or (not matrix.report["rtol_met"], matrix.report["storage_entries"]) < (not best.report["rtol_met"], best.report["storage_entries"]):
-            best = matrix
+        best = matrix if best is None else min(best, matrix, key=lambda each: (not each.report["rtol_met"], each.report["storage_entries"]))
+    if best is None:
+        raise refused
     best.report["plan"] = planned.as_dict() | {"tried": tried, "explanation": explanation, "chosen": best.format}
     best.report["timings"] = common["progress"].timings.as_dict()
     return best
+
+
+def _may_be_smaller(planned, name, best):
+    """Whether a rival of the first choice is still worth a try."""
+    prediction = planned.predictions[name]
+    return name in planned.rivals and prediction.entries / prediction.spread < best.report["storage_entries"]
 
 
 def _left_of(rtol, quadrature):
@@ -138,14 +155,18 @@ def _certify_both(matrix, operator, rtol, probes, seed):
     """The error against all samples in place of that against the chosen ones. Both are kept, their sum is a bound: the smaller upper end
     counts. Collective."""
     report, q = matrix.report, operator.quadrature
-    norm = Norm(q.norm, q.norm, q.norm)  # known exactly
-    error, _ = certify(matrix, operator.full, probes, seed, "certificate of all samples", norm)
-    bound = q.error + (1 + q.error) * report["error_estimate"]["high"]
-    report["quadrature"] = {"samples": len(q.samples), "of": q.n, "error": q.error, "compression": report["error_estimate"], "bound": bound}
-    report["error_estimate"] = error.as_dict() | {"high": max(error.value, min(error.high, bound))}
+    inner, norm = report["error_estimate"], Norm(q.norm, q.norm, q.norm)  # known exactly
+    bound = q.error + (1 + q.error) * inner["high"]
+    if inner["high"] == 0:
+        report["error_estimate"] = exact_error(q.error)
+    else:
+        found = certify(matrix, operator.full, probes, seed, "certificate of all samples", norm)[0].as_dict()
+        report["error_estimate"] = found | {key: min(found[key], bound) for key in ("value", "low", "high")}
+    report["quadrature"] = {"samples": len(q.samples), "of": q.n, "error": q.error, "compression": inner, "bound": bound}
     report["rtol"], report["norm_frobenius"] = float(rtol), norm.value
     report["rtol_met"] = bool(report["error_estimate"]["high"] <= rtol)
     if not report["rtol_met"]:
-        line = f"rtol {rtol:g} not met with {len(q.samples)} of {q.n} samples: error {error.value:.3g}, at most {report['error_estimate']['high']:.3g}"
+        reached = report["error_estimate"]
+        line = f"rtol {rtol:g} not met with {len(q.samples)} of {q.n} samples: error {reached['value']:.3g}, at most {reached['high']:.3g}"
         report["warnings"].append(line)
         tell(matrix.comm, [line])

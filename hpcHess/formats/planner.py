@@ -9,7 +9,6 @@ from hpcHess.compressed.options import stored_dtype
 from hpcHess.formats.registry import FORMATS
 from hpcHess.parallel import memory as host_memory
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import WORKLOADS
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,9 @@ class Plan:
 
     def as_dict(self):
         """For the report: plain values."""
-        table = {name: {key: value for key, value in vars(each).items() if key not in ("made", "refine", "effort")} for name, each in self.predictions.items()}
+        left_out = ("made", "refine", "effort")
+        finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value  # noqa: E731  JSON has no infinities
+        table = {name: {key: finite(value) for key, value in vars(each).items() if key not in left_out} for name, each in self.predictions.items()}
         return {"objective": self.objective, "order": list(self.order), "predictions": table, "memory": self.memory, "seconds": self.seconds}
 
 
@@ -112,6 +113,8 @@ def check_memory(name, facts):
     """InputError, with the numbers, where the format asked for is predicted not to fit the memory. Collective."""
     entry = FORMATS[name]
     prediction = None if entry.predict is None else entry.predict(facts)
+    while prediction is not None and prediction.refine is not None:
+        prediction = prediction.refine()
     if prediction is not None and prediction.memory > facts.memory:
         raise InputError(
             f"{name} needs about {_gigabytes(prediction.memory)} ({prediction.note or 'predicted'}), but {_gigabytes(facts.memory)} may be "
@@ -147,10 +150,6 @@ def _gigabytes(count):
 
 
 def facts_of(operator, rtol, dtype, rhs_count=64, workload="solve", memory=0, options=None, seed=0):
-    """`Facts` for options as users give them. Collective; InputError for bad ones."""
-    if rhs_count < 1:
-        raise InputError(f"rhs_count must be at least 1, not {rhs_count}")
-    if workload not in WORKLOADS:
-        raise InputError(f"workload must be {' or '.join(WORKLOADS)}, not {workload!r}")
+    """`Facts` for options as users give them. Collective."""
     itemsize = stored_dtype(dtype, rtol).itemsize
     return Facts(operator, rtol, itemsize, rhs_count, workload, available_memory(operator.comm, memory), options, seed)

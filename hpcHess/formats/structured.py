@@ -38,7 +38,7 @@ def _with_part(chosen, structured, size, operator, rtol, common, options):
         part.report |= _report(part, error, rtol, norm, operator, seed, progress)
         return part
     rest = chosen.compress(Remainder(operator, part), rtol=rtol, norm=norm, **common, **options)
-    matrix = SumMatrix([part, rest], len(operator.alive))
+    matrix = SumMatrix([part, rest])
     matrix.operator = operator
     inner = rest.report
     reached = ErrorEstimate(**inner["error_estimate"])

@@ -8,6 +8,7 @@ from hpcHess.compressed.factors import DirectFactors
 from hpcHess.compressed.file import PartOfFile
 from hpcHess.compressed.format import Format
 from hpcHess.compressed.matrix import CompressedMatrix
+from hpcHess.formats.remainder import dead_rows, masked_product
 from hpcHess.runtime.errors import InputError
 
 NAME = "sum"
@@ -15,8 +16,8 @@ _SIZES = ("storage_entries", "storage_bytes", "storage_percent")
 
 
 class SumMatrix(CompressedMatrix):
-    """The sum of `parts`, CompressedMatrix objects over the same parameters; the first is the structured one (low rank or a Kronecker sum),
-    the last the hierarchical one.
+    """Π S Π + F, `parts` = [S, F]: CompressedMatrix objects over the same parameters, S of low rank or a Kronecker sum, F hierarchical. Π sets the
+    rows to zero that are in no tree: H's are, a Kronecker sum's need not be.
 
     A low rank and an HSS matrix have direct factors together (`SumFactors`). Every other sum is solved by CG or MINRES with the preconditioner of
     the first of the parts that has one.
@@ -24,11 +25,12 @@ class SumMatrix(CompressedMatrix):
 
     format = NAME
 
-    def __init__(self, parts, n_alive, report=None):
+    def __init__(self, parts, report=None):
         first = parts[0]
         dtype = np.result_type(*(part.dtype for part in parts))
         super().__init__(first.comm, first.backend, first.n_params, dtype, report)
-        self.parts, self.n_alive = list(parts), int(n_alive)
+        self.parts, self.n_alive = list(parts), parts[-1].n_alive
+        self._dead = dead_rows(parts[-1].tree.permutation, self.mine)
 
     @property
     def solvers(self):
@@ -37,12 +39,14 @@ class SumMatrix(CompressedMatrix):
         return rest.solvers if len(self.parts) == 2 and structured.format == "low-rank" else ()
 
     def matmat_rows(self, V):
-        """Σ H̃_p V in parameter rows, [n_local, k] → [n_local, k]."""
-        return sum((part.matmat_rows(V) for part in self.parts[1:]), self.parts[0].matmat_rows(V))
+        """(Π S Π + F) V in parameter rows, [n_local, k] → [n_local, k]."""
+        return masked_product(self.parts[0], self._dead, V) + self.parts[-1].matmat_rows(V)
 
     def diagonal_rows(self):
         """H̃_jj of the own parameter rows, float64."""
-        return sum(part.diagonal_rows() for part in self.parts)
+        structured = self.parts[0].diagonal_rows()
+        structured[self._dead] = 0
+        return structured + self.parts[-1].diagonal_rows()
 
     def norm_frobenius(self):
         """‖A + B‖_F² = ‖A‖² + ‖B‖² + 2 tr(M PᵀBP), exact for A = P M Pᵀ; InputError for others, whose inner product with B takes N products."""
@@ -125,12 +129,12 @@ def reader(formats):
     """`read` of the format, for parts of the `formats` {name: Format}."""
 
     def read(file, backend):
-        given, parts = file.attributes, []
-        for number, attributes in enumerate(json.loads(given["sum_parts"])):
+        parts = []
+        for number, attributes in enumerate(json.loads(file.attributes["sum_parts"])):
             part = formats[attributes["matrix_format"]].read(PartOfFile(file, f"part{number}/", attributes), backend)
             part.report = json.loads(attributes["report"])
             parts.append(part)
-        return SumMatrix(parts, given["n_alive"])
+        return SumMatrix(parts)
 
     return read
 

@@ -56,7 +56,7 @@ class HierarchicalMatrix(CompressedMatrix):
         """H̃_jj of the own parameter rows, float64: the diagonals of the leaves' own blocks."""
         blocks, own = self.near.blocks, np.flatnonzero(self.near.own[:, 0] == self.near.own[:, 1])
         values = self.backend.to_host(blocks.data)
-        parts = [values[blocks.offsets[i] : blocks.offsets[i + 1]].reshape(self.near.rows[i], -1).diagonal() for i in own]
+        parts = [values[blocks.offsets[i] : blocks.offsets[i + 1]].reshape(self.near.rows[i], self.near.cols[i]).diagonal() for i in own]
         tree_rows = np.concatenate([np.zeros(0), *parts]).astype(np.float64)
         return self.permutation.to_parameters(tree_rows[:, None])[:, 0]
 
