@@ -28,16 +28,15 @@ class BlockFactors:
         largest = int(blocks.layout.sizes.max(initial=0)) if blocks.bytes_of_whole() else 0
         check_room(comm, blocks.bytes_of_whole() + 8 * largest, f"factors of {what} + λI, whole blocks of up to {blocks.layout.sizes.max(initial=0):,} rows,")
         whole = blocks.whole()
-        self._each, self.log_abs, self.negative, worst = [], 0.0, 0, np.inf
+        self._each, self.log_abs, self.negative, singular = [], 0.0, 0, False
         with np.errstate(all="ignore"):
             for b in range(len(whole)):
-                n = int(whole.rows[b])
                 each = _Block(whole[b], damping)
                 self._each.append(each)
                 self.log_abs += each.log_abs
                 self.negative += each.negative
-                worst = min(worst, each.smallest / (max(n, 1) * np.finfo(np.float64).eps * each.size) if n else np.inf)
-        if not comm.allreduce(worst, MPI.MIN) > 1:
+                singular |= not each.smallest > each.n * np.finfo(np.float64).eps * each.size
+        if comm.allreduce(singular, MPI.LOR):
             raise InputError(f"{what} + λI is singular to working precision at damping {damping:g}: use a larger damping")
         self.log_abs, self.negative = comm.allreduce(self.log_abs), comm.allreduce(self.negative)
 

@@ -9,7 +9,6 @@ from hpcHess.curvature.dense import DenseMatrix
 from hpcHess.factored.form import FactoredForm
 from hpcHess.factored.matrix import FactoredMatrix, OperatorMatrix
 from hpcHess.factored.predict import predict_data_woodbury, predict_none
-from hpcHess.factored.predict import predict_data_woodbury, predict_none
 from hpcHess.factored.woodbury import DataWoodbury, assembled, read_gram
 from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import InputError

@@ -51,7 +51,6 @@ class Inputs:
         parts = _PARTS if self.symmetric and c >= 64 else 1
         cuts = [c * at // parts for at in range(parts + 1)]
         self._parts = [(slice(a, b), a if self.symmetric else 0) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-        self.flops = 2 * self.D  # of one sample and vector
 
     def _take(self, block):
         u = self._X[self._rows[:, None], block].astype(self.dtype, copy=False)
@@ -128,8 +127,6 @@ class Kernels:
             self.D = len(rows) * len(rows2)
             if self.D < width * width2:
                 self._keep = (rows[:, None] * width2 + rows2).ravel()
-        rank = 1 if samples.M[layer] is not None and samples.M[layer2] is not None else samples.rank
-        self.flops, self.made = 2 * self.D, 2 * self.D * rank  # a sample: for one vector; to make the features
 
     def _last(self, samples, layer, rows, rows2):
         """Pairs with squared error's last layer, whose factor is the same for all samples: M^Lᵀ/√2 has orthonormal rows."""

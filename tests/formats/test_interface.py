@@ -134,6 +134,16 @@ def test_petsc_sees_an_operator_and_a_preconditioner(name):
     np.testing.assert_allclose(y.getArray(), (A @ np.ones(len(A)) + damping)[H.mine], atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ASKED)
+def test_a_matrix_that_is_zero(name):
+    """All inputs and biases' factors zero: no parameter is alive."""
+    network = Network([np.ones((4, 3)), np.ones((2, 4))], None, "relu", "cross-entropy")
+    H = compress(GaussNewton(network, np.zeros((5, 3)), comm=COMM), 1e-3, name)
+    assert H.n_alive == 0 and H.trace() == 0 and not H.diagonal().any() and not (H @ np.ones(20)).any()
+    np.testing.assert_allclose(H.solve(np.ones(20), 2.0), 0.5)
+    assert H.logdet(2.0)[1] == pytest.approx(20 * np.log(2))
+
+
 def test_options_of_other_formats_have_no_effect_and_unknown_ones_are_named():
     H = compress(problem()[0], 1e-3, "kronecker-sum", leaf_size=5, budget=0.3)
     assert H.format == "kronecker-sum"

@@ -1,6 +1,8 @@
 """The choice between formats: predictions against what then happened, the choice against all formats made, memory, and what is told."""
 
+import json
 import warnings
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -77,6 +79,24 @@ def test_auto_stores_no_more_than_any_format(operator, rtol):
     assert H.report["plan"]["chosen"] == H.format in H.report["plan"]["tried"]
 
 
+def test_auto_goes_on_where_the_first_choice_misses_or_is_refused(monkeypatch):
+    """A prediction that was too hopeful, a method that does not fit the matrix."""
+    operator = classifier()
+    hopeful = replace(FORMATS["block-diagonal"], predict=lambda facts: Prediction(entries=1.0))
+    refused = replace(FORMATS["low-rank"], predict=lambda facts: Prediction(entries=2.0), compress=refuse)
+    monkeypatch.setitem(FORMATS, "block-diagonal", hopeful)
+    monkeypatch.setitem(FORMATS, "low-rank", refused)
+    for objective in ("time", "storage"):
+        H = made(operator, 1e-2, "auto", objective=objective)
+        tried = H.report["plan"]["tried"]
+        assert H.report["rtol_met"] and not tried["block-diagonal"]["rtol_met"] and tried["low-rank"] == {"refused": "not this one"}
+        json.dumps(H.report, allow_nan=False)
+
+
+def refuse(operator, **options):
+    raise InputError("not this one")
+
+
 def test_block_diagonal_is_predicted_to_miss():
     facts = facts_of(classifier(), 1e-2, "auto")
     error = FORMATS["block-diagonal"].predict(facts).error
@@ -148,8 +168,8 @@ def test_matrices_without_layers_or_entries():
     assert H.format in ("hss", "fmm", "low-rank") and H.report["plan"]["predictions"]["kronecker-sum"]["refused"] == "no layers"
 
 
-@pytest.mark.parametrize("wrong", [{"rhs_count": 0}, {"workload": "divide"}])
+@pytest.mark.parametrize("wrong", [{"rhs_count": 0}, {"workload": "divide"}, {"structured_size": 4}])
 def test_bad_input(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        compress(classifier(), format="auto", **wrong)
+        compress(classifier(), **wrong)
     assert planner.available_memory(COMM, 77) == 77

@@ -8,12 +8,15 @@ import pytest
 from mpi4py import MPI
 
 import hpcHess as hh
+from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.formats.compress import compress
 from hpcHess.formats.remainder import Remainder
 from hpcHess.formats.sum import SumMatrix
+from hpcHess.networks.network import Network
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from tests.formats.test_interface import problem
 from tests.reference.dense_operator import DenseOperator, exponential_kernel
+from tests.reference.gauss_newton import gauss_newton
 
 COMM = MPI.COMM_WORLD
 RTOL = 1e-4
@@ -123,3 +126,18 @@ def test_a_part_that_is_enough_stays_alone():
 def test_bad_input():
     with pytest.raises(InputError, match="needs a network's layers"):
         compress(DenseOperator(np.eye(40), COMM), structured="kronecker-sum")
+
+
+def test_parameters_that_are_dead_though_their_neuron_and_input_live():
+    """A Kronecker sum is not zero there, H and its sum with a tree are."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((5, 6)), rng.standard_normal((3, 5))]
+    x = np.array([[1, 0, 2, 0, 1, 0], [0, 1.5, 0, 1, 0, 2]])
+    network = Network(weights, None, "relu", "cross-entropy")
+    operator, exact = GaussNewton(network, x, comm=COMM), gauss_newton(network, x)
+    H = compress(operator, 1e-8, structured="kronecker-sum", leaf_size=4, dtype="float64")
+    A, dead = H @ np.eye(len(exact)), np.setdiff1d(np.arange(len(exact)), operator.alive)
+    part = H.parts[0] @ np.eye(len(exact))
+    assert np.abs(part[dead]).max() > 1e-3 * np.abs(exact).max(), "the case is not what it should be"
+    assert not A[dead].any() and not A[:, dead].any() and not H.diagonal()[dead].any()
+    assert np.linalg.norm(A - exact) <= 1e-8 * np.linalg.norm(exact) and H.report["rtol_met"]
