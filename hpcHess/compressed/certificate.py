@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import gammaincinv
 
 from hpcHess.parallel.random import gaussian_rows
+from hpcHess.parallel.replicated import replicated
 
 CONFIDENCE = 0.95
 NOISE = 1e-13  # of a unit column's ‖·‖²: less than this outside of a space is rounding
@@ -72,7 +73,8 @@ def error_of_products(comm, exact, approximate, norm_compressed, norm=None):
         spread = 1.96 * float(np.std(shifts, ddof=1)) / np.sqrt(len(shifts))
         norm = Norm(*(float(np.sqrt(max(0.0, square + step))) for step in (0.0, -spread, spread)))
     value, low, high = frobenius_interval(squares)
-    return ErrorEstimate(ratio(value, norm.value), ratio(low, norm.high), ratio(high, norm.low), len(squares)), norm
+    found = ErrorEstimate(ratio(value, norm.value), ratio(low, norm.high), ratio(high, norm.low), len(squares))
+    return comm.bcast((found, norm))  # decisions follow from it: bit for bit the same
 
 
 def certify(matrix, operator, probes, seed, stream="certificate", norm=None):
@@ -110,7 +112,7 @@ def spectral_norm(apply, comm, start, iterations, rtol=1e-4):
         W = apply(W)
         T[:m, last:m] = comm.allreduce(Q[:, :m].T @ W)
         T[last:m, :m] = T[:m, last:m].T
-        previous, value = value, float(np.abs(np.linalg.eigvalsh(T[:m, :m])).max())
+        previous, value = value, float(np.abs(replicated(comm, np.linalg.eigvalsh, T[:m, :m])).max())
         if abs(value - previous) <= rtol * value:
             break
     return value
@@ -122,7 +124,7 @@ def _orthonormal(comm, Q, W):
         before = comm.allreduce(np.einsum("ij,ij->j", W, W))
         W = W[:, before > 0] / np.sqrt(before[before > 0])
         W = W - Q @ comm.allreduce(Q.T @ W)
-        gram, vectors = np.linalg.eigh(comm.allreduce(W.T @ W))
+        gram, vectors = replicated(comm, np.linalg.eigh, comm.allreduce(W.T @ W))
         keep = gram > NOISE
         W = W @ (vectors[:, keep] / np.sqrt(gram[keep]))
     left = W - Q @ comm.allreduce(Q.T @ W)

@@ -9,6 +9,7 @@ from scipy.linalg import eigh_tridiagonal, solve_banded
 from scipy.special import stdtrit
 
 from hpcHess.compressed.damping import check_damping
+from hpcHess.parallel.agree import on_root
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 
@@ -69,17 +70,22 @@ def trace_of_function(matrix, function, probes=PROBES, steps=STEPS, seed=0):
     found = []
     for first in range(0, probes, group):
         found += _lanczos(matrix, _signs(seed, matrix.mine, range(first, min(probes, first + group))), steps)
+    return Trace(*on_root(matrix.comm, _trace, matrix.n_params, np.finfo(matrix.dtype).eps, found, function))
+
+
+def _trace(n, eps, found, function):
+    """(value, low, high, smallest Ritz value) from the tridiagonal matrices [(α, β), …] of the probes."""
     ends = np.array([eigh_tridiagonal(alpha, beta[:-1], eigvals_only=True)[[0, -1]] for alpha, beta in found])
-    smallest, rounding = float(ends.min()), ROUNDING * np.finfo(matrix.dtype).eps * float(np.abs(ends).max())
+    smallest, rounding = float(ends.min()), ROUNDING * eps * float(np.abs(ends).max())
     if smallest < -rounding:
-        gauss, other = matrix.n_params * np.array([_rules_of_halves(alpha, beta, function) for alpha, beta in found]).T
+        gauss, other = n * np.array([_rules_of_halves(alpha, beta, function) for alpha, beta in found]).T
         values, off = gauss, 2 * float(np.abs(gauss - other).mean())
     else:
-        gauss, other = matrix.n_params * np.array([_rules(alpha, beta, function, min(0.0, smallest)) for alpha, beta in found]).T
+        gauss, other = n * np.array([_rules(alpha, beta, function, min(0.0, smallest)) for alpha, beta in found]).T
         values, off = (gauss + other) / 2, float(np.abs(gauss - other).mean()) / 2
     spread = stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2) * values.std(ddof=1) / np.sqrt(len(values))
     value = float(values.mean())
-    return Trace(value, value - spread - off, value + spread + off, smallest)
+    return value, value - spread - off, value + spread + off, smallest
 
 
 def eigenvalue_measure(operator, mine, probes, steps, seed=0):
@@ -92,7 +98,7 @@ def eigenvalue_measure(operator, mine, probes, steps, seed=0):
         values, vectors = eigh_tridiagonal(alpha, beta[:-1])
         theta.append(values)
         weight.append(operator.shape[0] / probes * np.square(vectors[0]))
-    return np.concatenate(theta), np.concatenate(weight)
+    return operator.comm.bcast((np.concatenate(theta), np.concatenate(weight)))
 
 
 def _signs(seed, mine, columns):

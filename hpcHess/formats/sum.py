@@ -9,6 +9,7 @@ from hpcHess.compressed.file import PartOfFile
 from hpcHess.compressed.format import Format
 from hpcHess.compressed.matrix import CompressedMatrix
 from hpcHess.formats.remainder import dead_rows, masked_product
+from hpcHess.parallel.replicated import replicated
 from hpcHess.runtime.errors import InputError
 
 NAME = "sum"
@@ -100,9 +101,9 @@ class SumFactors(DirectFactors):
         self.solver, structured = solver, matrix.parts[0]
         self._inner, self._P = matrix.parts[-1].factors(damping, solver), _basis(structured)
         self._W = self._inner.solve_rows(self._P)
-        core, rotation = np.linalg.eigh(structured.core_matrix())
+        core, rotation = replicated(matrix.comm, np.linalg.eigh, structured.core_matrix())
         capacitance = (rotation / core) @ rotation.T + matrix.comm.allreduce(self._P.T @ self._W)
-        self._theta, self._vectors = np.linalg.eigh((capacitance + capacitance.T) / 2)
+        self._theta, self._vectors = replicated(matrix.comm, np.linalg.eigh, (capacitance + capacitance.T) / 2)
         sizes = np.abs(self._theta)
         if len(sizes) and not sizes.min() > len(sizes) * np.finfo(np.float64).eps * sizes.max():
             raise InputError(f"H̃ + λI is singular to working precision at damping {damping:g}: use a larger damping")

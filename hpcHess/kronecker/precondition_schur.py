@@ -68,10 +68,10 @@ class Complement:
             P /= np.linalg.norm(P) or 1.0
             Q = self._kernel(T, P)
             norm = float(np.linalg.norm(Q))
-            if abs(norm - before) <= _CHANGE * norm:
+            if self.comm.bcast(abs(norm - before) <= _CHANGE * norm):
                 break
             before = norm
-        return (-Q, -P) if np.trace(P) < 0 else (Q, P)
+        return (-Q, -P) if self.comm.bcast(np.trace(P) < 0) else (Q, P)
 
     def _inputs(self, T, Q):
         K = (self.G * Q).astype(T.dtype)

@@ -21,6 +21,7 @@ from hpcHess.kronecker.precondition_schur import NUMBERS, Complement
 from hpcHess.kronecker.precondition_sweeps import Sweeps
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.ownership import row_starts
+from hpcHess.parallel.replicated import replicated
 
 DENSE = 2048  # parameters
 NEGLIGIBLE = 3e-2  # of λ: eigenvalues of Q ⊗ T below are left out of D, columns of T's eigenvectors at a time
@@ -64,7 +65,7 @@ class Elimination:
         else:
             h = operator.samples.parameter_inputs(operator.samples.n_layers - 1)[:, operator.mine].astype(np.float64)
             block = comm.allreduce(h @ h.T) * (2 / operator.n_samples)
-        sigma, V = np.linalg.eigh((block + block.T) / 2)
+        sigma, V = replicated(comm, np.linalg.eigh, (block + block.T) / 2)
         return np.maximum(sigma, 0), V
 
     def preconditioner(self, damping, matrix=None):
@@ -87,7 +88,7 @@ class Eliminated:
         self._rows = shared.operator.parameter_starts
 
     def _terms(self, Q, P):
-        (a, U), (t, V) = np.linalg.eigh(Q), np.linalg.eigh(P)
+        (a, U), (t, V) = (replicated(self.comm, np.linalg.eigh, each) for each in (Q, P))
         a, t = np.maximum(a, 0), np.maximum(t, 0)
         kept = a.max() * t > NEGLIGIBLE * self.damping
         return a, U.astype(self.dtype), t[kept], np.ascontiguousarray(V[:, kept], self.dtype)

@@ -17,6 +17,7 @@ from mpi4py import MPI
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
+from hpcHess.parallel.replicated import replicated
 
 GRAM_SAMPLES = 4000  # most samples of the Gram route
 EXPLICIT_NUMBERS = 1 << 25  # in R of the explicit one
@@ -72,6 +73,11 @@ def sent(comm, array, owner):
     return array
 
 
+def _tails(squares):
+    """Σ_{i ≥ k} of squares [K], for k = 0 … K."""
+    return np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+
+
 class _Known:
     """A spectrum of which all singular values are known; the vectors lie with the owner."""
 
@@ -83,8 +89,8 @@ class _Known:
     def _settle(self, values, floor):
         """Keep all values for the tails and offer those above the floor. Collective."""
         values = sent(self.comm, values, self.owner)
-        self.norm2 = float(np.square(values).sum())
-        tails = np.append(np.cumsum(np.square(values[::-1]))[::-1], 0.0)
+        tails = replicated(self.comm, _tails, np.square(values))
+        self.norm2 = float(tails[0])
         offered = int((values > floor * values[0]).sum()) if len(values) else 0
         self.values, self.tails = values[:offered], tails[: offered + 1]
 
@@ -221,7 +227,7 @@ class Randomized:
             Z = self._apply(G, self._small, self._large)
             Z /= np.linalg.norm(Z, axis=1, keepdims=True).clip(np.finfo(float).tiny)
             G = self._apply(Z, self._large, self._small)
-        P = _orthonormal(self._outside(_orthonormal(self._outside(G))))
+        P = replicated(self.comm, self._added, G)
         if not len(P):
             self._complete = True
             return False
@@ -230,6 +236,10 @@ class Randomized:
         self._decompose()
         return True
 
+    def _added(self, G):
+        """Orthonormal rows: what those of G add to the span of P's. Not collective."""
+        return _orthonormal(self._outside(_orthonormal(self._outside(G))))
+
     def _outside(self, G):
         return G - (G @ self._P.T) @ self._P
 
@@ -237,16 +247,15 @@ class Randomized:
         """Singular values by the Gram matrix of B, whose columns the ranks share."""
         starts = row_starts(self._large.D, self.comm.size)[self.comm.rank :]
         part = np.ascontiguousarray(self._B[:, int(starts[0]) : int(starts[1])])
-        gram = self.comm.bcast(summed(self.comm, part @ part.T))
-        w, U = np.linalg.eigh(gram)
+        w, U = replicated(self.comm, np.linalg.eigh, summed(self.comm, part @ part.T))
         w, self._U = np.maximum(w[::-1], 0), U[:, ::-1]
         whole = len(self._P) == self._small.D
         kept = len(w) if whole or self._complete else max(1, len(w) - OVERSAMPLING)
         above = int((w > FLOOR**2 * w[0]).sum())
         self._complete |= above < len(w)  # what would come now is rounding
         kept = min(kept, above)
-        left = max(0.0, self.norm2 - float(w.sum()))
-        tails = left + np.append(np.cumsum(w[::-1])[::-1], 0.0)
+        tails = replicated(self.comm, _tails, w)
+        tails += max(0.0, self.norm2 - float(tails[0]))
         self.values, self.tails = np.sqrt(w[:kept]), tails[: kept + 1]
 
     def vectors(self, lo, hi):

@@ -32,6 +32,7 @@ def largest_eigenpairs(A, count, tolerance, start=None, known=None, max_restarts
         eps.setDimensions(nev=int(count))
         eps.setConvergenceTest(SLEPc.EPS.Conv.ABS)
         eps.setTolerances(tol=float(tolerance), max_it=int(max_restarts))
+        eps.getDS().setParallel(SLEPc.DS.ParallelType.SYNCHRONIZED)  # one rank's factors: those of others may differ in more than rounding
         if known is not None and known.shape[1]:
             eps.setDeflationSpace([vector(column) for column in known.T])
         if start is not None:

@@ -5,6 +5,7 @@ from mpi4py import MPI
 
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
+from hpcHess.parallel.replicated import replicated
 
 NOISE = {np.dtype(np.float32): 3e-6, np.dtype(np.float64): 1e-12}  # of a column: less than this outside of a space is rounding
 _DEPENDENT = {np.dtype(np.float32): 1e-11, np.dtype(np.float64): 1e-13}  # eigenvalues of Gram matrices of unit columns that are rounding
@@ -104,7 +105,7 @@ class Basis:
             W = W - self.combine(self.project(W))
             left = self._norms(W)
             W = W[:, left > least] / left[left > least].astype(dtype)
-            gram, vectors = np.linalg.eigh(self.gram(W))
+            gram, vectors = replicated(self.comm, np.linalg.eigh, self.gram(W))
             keep = gram > _DEPENDENT[dtype]
             turn = vectors[:, keep] / np.sqrt(gram[keep])
             W, scale = W @ turn.astype(dtype), None

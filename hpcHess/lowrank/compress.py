@@ -107,7 +107,7 @@ def low_rank_matrix(operator, products, U, values, backend, dtype, rounding):
             T, first = found
             core = (first * values) @ first.T
             matrix = made(np.setdiff1d(alive, skeleton), T, skeleton, (core + core.T) / 2)
-            if _rounded(matrix, products, U, values) <= rounding * np.linalg.norm(values):
+            if comm.bcast(_rounded(matrix, products, U, values) <= rounding * np.linalg.norm(values)):
                 return matrix
     return made(alive, U, none, values)
 

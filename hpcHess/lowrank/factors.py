@@ -11,9 +11,10 @@ import numpy as np
 
 from hpcHess.compressed.factors import DirectFactors
 from hpcHess.lowrank.basis import summed
+from hpcHess.parallel.replicated import replicated
 from hpcHess.runtime.errors import InputError
 
-_ROUNDING = 8 * np.finfo(np.float64).eps  # |θ + λ| / max(|θ|, λ) that is singular
+_LEAST = 8  # the r of r ε max|θ + λ|, below which an eigenvalue of H̃ + λI is singular, for small ranks r
 
 
 class Woodbury(DirectFactors):
@@ -35,7 +36,8 @@ class Woodbury(DirectFactors):
         if damping == 0 and matrix.rank < matrix.n_params:
             raise InputError(f"H̃ is singular: its rank is {matrix.rank} of {matrix.n_params}; use a damping > 0")
         rows, U, theta = eigenpairs(matrix)
-        if np.any(np.abs(theta + damping) <= _ROUNDING * np.maximum(np.abs(theta).max(initial=0), damping)):
+        sizes = np.abs(np.append(theta, 0.0) + damping if matrix.rank < matrix.n_params else theta + damping)
+        if not sizes.min() > max(_LEAST, matrix.rank) * np.finfo(np.float64).eps * max(np.abs(theta).max(initial=0), damping):
             raise InputError(f"H̃ + λI is singular to working precision at damping {damping:g}: use a larger damping")
         return cls(matrix, damping, rows, matrix.backend.asarray(U), theta)
 
@@ -63,7 +65,13 @@ def eigenpairs(matrix):
     P, rows = matrix.basis_rows(np.float64)
     M = matrix.core_matrix()
     for sweep in range(2):
-        L = np.linalg.cholesky(matrix.gram() if not sweep else summed(matrix.comm, P.T @ P))
-        P, M = P @ np.linalg.inv(L).T, L.T @ M @ L
-    theta, S = np.linalg.eigh((M + M.T) / 2)
+        L, inverse = replicated(matrix.comm, _cholesky, matrix.gram() if not sweep else summed(matrix.comm, P.T @ P))
+        P, M = P @ inverse.T, L.T @ M @ L
+    theta, S = replicated(matrix.comm, np.linalg.eigh, (M + M.T) / 2)
     return rows, P @ S, theta
+
+
+def _cholesky(gram):
+    """(L, L⁻¹)."""
+    L = np.linalg.cholesky(gram)
+    return L, np.linalg.inv(L)

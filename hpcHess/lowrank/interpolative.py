@@ -9,6 +9,7 @@ from scipy.linalg import lu_factor, lu_solve, qr
 from scipy.linalg.lapack import dgecon
 
 from hpcHess.lowrank.basis import summed
+from hpcHess.parallel.replicated import replicated
 
 _CANDIDATES = 128  # rows of a round
 _SHARE = 0.5  # of the largest ‖·‖² of rows that are no candidates: smaller pivots wait for the next round
@@ -29,10 +30,7 @@ def skeleton_rows(comm, U, numbers):
         rows, own = np.zeros((len(names), r)), np.flatnonzero(np.isin(names, numbers))
         rows[own] = U[np.searchsorted(numbers, names[own])]
         rows = summed(comm, rows)
-        for _ in range(2):
-            rows -= (rows @ Z[:, :done]) @ Z[:, :done].T
-        Q, R, order = qr(rows.T, mode="economic", pivoting=True)
-        pivots = np.diagonal(R) ** 2
+        Q, pivots, order = replicated(comm, _pivoted, rows, Z[:, :done])
         count = max(1, int(np.argmin(np.append(pivots >= _SHARE * lengths[-1], False))))
         count = min(count, r - done, int(np.count_nonzero(pivots > 0)) or 1)
         Z[:, done : done + count] = Q[:, :count]
@@ -41,6 +39,14 @@ def skeleton_rows(comm, U, numbers):
         left[np.isin(numbers, taken)] = -1
         chosen, done = np.append(chosen, taken), done + count
     return np.sort(chosen)
+
+
+def _pivoted(rows, Z):
+    """(Q, the squared diagonal of R, the order of the rows) of QR with pivoting of what the rows [n, r] have outside of the span of Z [r, k]."""
+    for _ in range(2):
+        rows = rows - (rows @ Z) @ Z.T
+    Q, R, order = qr(rows.T, mode="economic", pivoting=True)
+    return Q, np.diagonal(R) ** 2, order
 
 
 def _longest(comm, numbers, left):
@@ -63,8 +69,8 @@ def interpolation(comm, U, numbers, skeleton, dtype):
     first = np.zeros((r, r))
     first[np.searchsorted(skeleton, numbers[inside])] = U[inside]
     first = summed(comm, first)
-    factors = lu_factor(first.T)
-    if not dgecon(factors[0], np.linalg.norm(first.T, 1))[0] > 100 * np.finfo(dtype).eps:
+    factors = replicated(comm, lu_factor, first.T)
+    if not comm.bcast(dgecon(factors[0], np.linalg.norm(first.T, 1))[0]) > 100 * np.finfo(dtype).eps:
         return None
     rest = np.flatnonzero(~inside)
     T = np.empty((len(rest), r), dtype)

@@ -5,7 +5,8 @@ import numpy as np
 from hpcHess.lowrank.basis import AliveProducts
 from hpcHess.lowrank.block_krylov import BlockKrylov
 from hpcHess.lowrank.compress import low_rank_matrix, pairs_found
-from hpcHess.lowrank.search import Steering, search
+from hpcHess.lowrank.search import Steering, leading_first, search
+from hpcHess.parallel.replicated import replicated
 from hpcHess.runtime.errors import InputError
 
 _ROUNDING = 1e-4  # of ‖H̃‖_F: what the interpolative form may lose, for the remainder holds it
@@ -34,11 +35,10 @@ def leading_eigenpairs(operator, count=None, above=None, tolerance=1e-3, seed=0)
     finder = BlockKrylov(products, seed)
     while True:
         finder.grow()
-        theta, S = np.linalg.eigh(finder.core())
-        order = np.argsort(-np.abs(theta), kind="stable")
-        theta, S = theta[order], S[:, order]
+        theta, S = replicated(products.comm, leading_first, finder.core())
         rank = min(int(count), len(theta)) if above is None else int(np.count_nonzero(np.abs(theta) >= above))
         complete = rank == count if above is None else rank < len(theta)
         checked = rank if above is None else rank + 1  # the first below the bound may still rise above it
-        if finder.exhausted or (complete and np.all(finder.residuals(S[:, :checked]) <= (tolerance * abs(theta[0])) ** 2)):
+        residuals = products.comm.bcast(finder.residuals(S[:, :checked]))
+        if finder.exhausted or (complete and np.all(residuals <= (tolerance * abs(theta[0])) ** 2)):
             return theta[:rank], products.spread(finder.basis.combine(S[:, :rank]))

@@ -8,6 +8,8 @@ alone, and Ω and Y grow by blocks.
 import numpy as np
 
 from hpcHess.lowrank.basis import Basis, summed
+from hpcHess.parallel.agree import on_root
+from hpcHess.parallel.replicated import replicated
 from hpcHess.runtime.errors import InputError
 
 BLOCK = 32
@@ -51,9 +53,10 @@ class Nystrom:
         self._refuse_indefinite()
 
     def core(self):
-        """R (ΩᵀY + νI)⁻¹ Rᵀ, float64 [m, m]."""
-        if not self.basis.size:
-            return np.zeros((0, 0))
+        """R (ΩᵀY + νI)⁻¹ Rᵀ, float64 [m, m]. Collective."""
+        return replicated(self.products.comm, self._core) if self.basis.size else np.zeros((0, 0))
+
+    def _core(self):
         alpha, V = np.linalg.eigh(self._A)
         shift = 4 * self._eps * np.linalg.norm(self._R, 2)
         half = (self._R @ V) / np.sqrt(np.maximum(alpha, 0) + shift)
@@ -68,12 +71,16 @@ class Nystrom:
         omega, G, HG = self._omega, self._steering.G, self._steering.HG
         C = omega.project(G)
         outside, image = G - omega.combine(C), HG - self._Y.combine(C)
-        gram, vectors = np.linalg.eigh(omega.gram(outside))
+        gram, vectors = replicated(omega.comm, np.linalg.eigh, omega.gram(outside))
         keep = gram > 1e-4 * gram.max(initial=0) if omega.size < self.products.n else np.zeros(len(gram), bool)
         scale = (vectors[:, keep] / np.sqrt(gram[keep])).astype(G.dtype)
         outside, image = outside @ scale, image @ scale
         corner, side = summed(omega.comm, outside.T @ image), omega.project(image)
-        ritz = np.linalg.eigvalsh(np.block([[self._A, side], [side.T, (corner + corner.T) / 2]]))
+        on_root(omega.comm, self._refuse, np.block([[self._A, side], [side.T, (corner + corner.T) / 2]]))
+
+    def _refuse(self, compressed):
+        """InputError where H compressed to a space has a negative eigenvalue. Not collective."""
+        ritz = np.linalg.eigvalsh(compressed)
         largest = max(abs(ritz[0]), abs(ritz[-1]), np.linalg.norm(self._R, 2) if self._R.size else 0.0)
         if ritz[0] < -INDEFINITE * self._eps * largest:
             raise InputError(

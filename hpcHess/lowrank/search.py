@@ -13,6 +13,8 @@ import numpy as np
 
 from hpcHess.compressed.certificate import frobenius_interval
 from hpcHess.lowrank.basis import summed
+from hpcHess.parallel.agree import on_root
+from hpcHess.parallel.replicated import replicated
 
 STEERING = 64  # probes
 RANKS_A_PROBE = 8  # of a certificate with more than the probes asked for: a narrow interval saves rank
@@ -74,14 +76,12 @@ def _cut(finder, steering, rtol, norm, max_rank, probes):
     squares = summed(comm, np.einsum("ij,ij->j", R, R, dtype=np.float64))
     D = basis.project(R)
     norm_2 = norm**2 if norm else float(np.mean(squares + 2 * np.einsum("ij,ij->j", image, D))) + float(np.sum(core**2))
-    allowed = rtol**2 * norm_2
-    enough = squares.mean() <= allowed or finder.exhausted
+    allowed, measured = comm.bcast((rtol**2 * norm_2, float(squares.mean())))  # as all that is decided below: the same on every rank
+    enough = measured <= allowed or finder.exhausted
     if not enough and not 0 < max_rank <= basis.size:
         return None
-    theta, S = np.linalg.eigh(core)
-    order = np.argsort(-np.abs(theta), kind="stable")
-    theta, S = theta[order], S[:, order]
-    errors, rank, met = _rank(squares, theta, S.T @ D, S.T @ C, allowed, probes)
+    theta, S = replicated(comm, leading_first, core)
+    errors, rank, met = on_root(comm, _rank, squares, theta, S.T @ D, S.T @ C, allowed, probes)
     wanted = rank if met else None
     if finder.exhausted and not met:
         rank = int(np.count_nonzero(np.abs(theta) > NOISE * np.finfo(steering.G.dtype).eps * abs(theta[0])))
@@ -89,9 +89,16 @@ def _cut(finder, steering, rtol, norm, max_rank, probes):
         rank, met = max_rank, False
     elif not met and not finder.exhausted:
         return None
-    if not finder.settled(S[:, :rank], max(allowed, errors[rank])):
+    if not comm.bcast(finder.settled(S[:, :rank], max(allowed, errors[rank]))):
         return None
     return Cut(S[:, :rank], theta[:rank], met, wanted)
+
+
+def leading_first(matrix):
+    """(θ [m], S [m, m]) of a symmetric matrix, largest magnitude first."""
+    theta, S = np.linalg.eigh(matrix)
+    order = np.argsort(-np.abs(theta), kind="stable")
+    return theta[order], S[:, order]
 
 
 def _rank(squares, theta, D, C, allowed, probes):
