@@ -17,8 +17,8 @@ SOLVE_COLUMNS = 256  # right-hand sides at a time
 class BlockFactors:
     """Factors of A_b + λI for the blocks of `SymmetricBlocks` on their homes, in float64. Making them is collective.
 
-    log_abs, negative, smallest    Σ log|eigenvalues|, number of negative eigenvalues, smallest |pivot| (of Cholesky: its squared diagonal),
-                                   of all blocks
+    log_abs, negative    Σ log|eigenvalues| and number of negative eigenvalues of all blocks
+    size                 max|A + λI|, of all entries
     Raises InputError beyond the hosts' memory, and where a block is singular to working precision: |pivot| ≤ n ε max|A + λI|.
     """
 
@@ -39,6 +39,7 @@ class BlockFactors:
         if comm.allreduce(singular, MPI.LOR):
             raise InputError(f"{what} + λI is singular to working precision at damping {damping:g}: use a larger damping")
         self.log_abs, self.negative = comm.allreduce(self.log_abs), comm.allreduce(self.negative)
+        self.size = comm.allreduce(max((each.size for each in self._each), default=0.0), MPI.MAX)
 
     def solve(self, rows, absolute=False):
         """(A + λI)⁻¹ of the rows at home, float64 [n_home, k]; absolute: |A + λI|⁻¹. Not collective."""

@@ -77,6 +77,9 @@ class DataSpaceFactors(DirectFactors):
         if damping == 0:
             raise InputError("the format data-woodbury solves with H + λI for λ > 0 only: give a damping > 0")
         self._factors = BlockFactors(matrix.gram, damping, "the samples' Gram matrix")
+        M = matrix.gram.layout.n
+        if M < matrix.n_params and not damping > M * np.finfo(np.float64).eps * self._factors.size:  # λ is an eigenvalue of H + λI
+            raise InputError(f"H + λI is singular to working precision at damping {damping:g}: use a larger damping")
         log_abs = self._factors.log_abs + (matrix.n_params - matrix.gram.layout.n) * np.log(damping)
         super().__init__(matrix, damping, log_abs)
 
