@@ -58,7 +58,7 @@ def main(session, args):
     if report.get("distance_predictions"):
         predicted = ", ".join(f"{name} {value:.3g}" for name, value in sorted(report["distance_predictions"].items(), key=lambda item: item[1]))
         session.say(f"distance auto: {report['distance']} (predicted storage in % of N²: {predicted})")
-    interval = "exact" if error.get("exact") else f"95 %: {error['low']:.2e} … {error['high']:.2e}"
+    interval = "exact" if error.get("exact") else f"{100 * error['confidence']:g} %: {error['low']:.2e} … {error['high']:.2e}"
     session.output(
         f"{args.output}: {report['format']}, {report['storage_entries']:,} numbers, {report['storage_percent']:.3g} % of N², "
         f"error {error['value']:.2e} ({interval}), asked {report['rtol']:g}: {'met' if report['rtol_met'] else 'NOT MET'}"

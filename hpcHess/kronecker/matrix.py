@@ -4,13 +4,11 @@ import numpy as np
 
 from hpcHess.backend.blocks import Blocks
 from hpcHess.compressed.matrix import CompressedMatrix
-from hpcHess.kronecker.inverse import KroneckerInverse
+from hpcHess.kronecker.inverse import PRODUCT_BYTES, KroneckerInverse
 from hpcHess.kronecker.layers import Places
 from hpcHess.kronecker.preconditioner import Elimination, eliminable
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.ownership import starts_of
-
-PRODUCT_BYTES = 1 << 28  # of a block of columns of `matmat_rows`
 
 
 class KroneckerSum(CompressedMatrix):

@@ -5,7 +5,7 @@ import numpy as np
 from hpcHess.compressed.facts import ITERATIONS as CG_ITERATIONS
 from hpcHess.compressed.format import Prediction
 from hpcHess.curvature.quadrature import Quadrature
-from hpcHess.kronecker.compress import analysed, stored_numbers
+from hpcHess.kronecker.compress import aim, analysed, doubt_of, rounding_bound, stored_numbers
 from hpcHess.kronecker.preconditioner import eliminable
 from hpcHess.kronecker.selection import choose
 from hpcHess.kronecker.spectra import GRAM_SAMPLES
@@ -37,7 +37,9 @@ def predict_kronecker(facts):
 def _predicted(facts, operator, spread, source, refine=None):
     prepared = analysed(operator, facts.rtol, facts.seed)
     spectra = prepared[1]
-    counts, error, _ = choose(spectra, facts.rtol)
+    dtype = np.dtype(np.float32 if facts.itemsize == 4 else np.float64)
+    counts, error, _ = choose(spectra, aim(spectra, facts.rtol, dtype))
+    reached = _reached(spectra, 0.0 if spread > 1 else error, dtype)
     entries, n = float(stored_numbers(spectra, counts)), facts.n_samples
     sizes = [each.pair.kernels.D + each.pair.inputs.D for each in spectra]
     apply = facts.seconds_of(sum(count * _flops(each.pair) for each, count in zip(spectra, counts, strict=True)), facts.itemsize * entries / 64)
@@ -49,13 +51,19 @@ def _predicted(facts, operator, spread, source, refine=None):
         compress=facts.seconds_of(making + grams) + 32 * facts.product_seconds,
         apply=apply,
         solve=_solve_seconds(facts, apply),
-        error=facts.rtol if error <= facts.rtol or spread > 1 else float(error),
+        error=max(facts.rtol, reached),
         spread=spread,
         note=f"{int(np.sum(counts))} terms, {source}",
         refine=refine,
         effort=0.0 if refine is None else facts.seconds_of(100.0 * len(spectra) * min(n, GRAM_SAMPLES) ** 3),
         made=prepared if spread == 1 else None,
     )
+
+
+def _reached(spectra, error, dtype):
+    """The upper end of what is then reported: the terms left out, the digits of squared norms, and rounding to `dtype`."""
+    doubt = doubt_of(spectra, sum(each.pair.times * each.norm2 for each in spectra))
+    return float(np.sqrt(error**2 + doubt)) + rounding_bound(dtype)
 
 
 def _solve_seconds(facts, apply):
