@@ -8,8 +8,13 @@ import pytest
 from mpi4py import MPI
 
 import hpcHess.blockwise.format as module
-from hpcHess.blockwise.format import compress
+from hpcHess import backend as backends
+from hpcHess.blockwise import predict
+from hpcHess.blockwise.factors import BlockFactors
+from hpcHess.blockwise.format import BLOCK_DIAGONAL, DENSE, compress
 from hpcHess.blockwise.layout import Layout
+from hpcHess.blockwise.symmetric import SymmetricBlocks
+from hpcHess.compressed.facts import Facts
 from hpcHess.compressed.stochastic import LogDet
 from hpcHess.curvature.black_box import BlackBox
 from hpcHess.curvature.dense import DenseMatrix
@@ -173,6 +178,35 @@ def test_singular():
     assert M.logdet(0.0) == (0.0, -np.inf)
     with pytest.raises(InputError, match="singular to working precision"):
         made("cross-entropy", "layer")[0].factorize(0.0)
+
+
+@pytest.mark.parametrize("sizes", [[3], [2, 4, 1]])
+def test_a_block_of_zeros_is_singular(sizes):
+    """0 / 0 is no pass: at λ = 0 a block that is zero is refused, though others are regular; with a damping it is λI."""
+    blocks = SymmetricBlocks(COMM, backends.get("numpy"), sizes, np.float64)
+    for i in range(len(blocks.lo)):
+        if blocks.width[i] == 1:
+            blocks.piece(i)[...] = 1.0
+    blocks.finish()
+    with pytest.raises(InputError, match="singular to working precision at damping 0"):
+        BlockFactors(blocks, 0.0)
+    factors = BlockFactors(blocks, 0.5)
+    assert factors.log_abs == pytest.approx(sum(np.log(1.5 if n == 1 else 0.5) * n for n in sizes)) and factors.negative == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_predicted_error_is_an_upper_end(loss, monkeypatch):
+    """Exact for few samples; for many the upper end of an interval of few probes, so that what is chosen by it meets rtol."""
+    operator, H = problem(loss)
+    labels = labels_of(operator.network, "layer")
+    true = np.linalg.norm(np.where(labels[:, None] != labels, H, 0)) / np.linalg.norm(H)
+    predicted = lambda seed: BLOCK_DIAGONAL.predict(Facts(operator, 0.9, 8, 1, "multiply", 1 << 40, seed=seed)).error  # noqa: E731
+    assert predicted(0) == pytest.approx(true, rel=1e-10)
+    single = DENSE.predict(Facts(operator, 1e-9, 4, 1, "multiply", 1 << 40)).error
+    assert 1e-8 < single < 1e-7, "entries in float32 are not exact"
+    monkeypatch.setattr(predict, "EXACT_SAMPLES", 0)
+    found = np.array([predicted(seed) for seed in range(12)])
+    assert (found >= true).sum() >= 11 and np.all(found <= 1) and np.median(found) < 3 * true
 
 
 def test_nothing_alive():

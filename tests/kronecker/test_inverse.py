@@ -7,6 +7,7 @@ import pytest
 
 from hpcHess.compressed.iterative import solve_iteratively
 from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.kronecker import inverse as module
 from hpcHess.kronecker.compress import compress_kronecker
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from tests.curvature.test_gauss_newton import CASES, make, near
@@ -77,3 +78,50 @@ def test_no_direct_factors_of_several_terms(comm):
     K = compressed(GaussNewton(network, inputs, comm=comm), rtol=1e-2)
     with pytest.raises(InputError, match="no direct factors"):
         K.factorize(1.0)
+
+
+@pytest.mark.parametrize("name", ["relu classes", "tanh classes, some biases", "deep autoencoder"])
+def test_a_singular_layer_is_refused(name, comm):
+    """Semidefinite factors have no inverse at λ = 0, nor where λ is rounding; a larger damping serves."""
+    network, inputs = make(name, 3)
+    K = compressed(GaussNewton(network, inputs, comm=comm), terms="kfac")
+    for damping in (0.0, 1e-30):
+        with pytest.raises(InputError, match="singular to working precision at damping .*use a larger damping"):
+            K.solve(np.ones(K.n_params), damping)
+    assert np.isfinite(K.solve(np.ones(K.n_params), 1e-6 * K.report["lambda_max"])).all()
+
+
+def test_dead_parameters_without_damping(comm):
+    """b must be 0 where H̃ is, as in the other formats; the rest is solved."""
+    network, inputs = make("one layer, values, no bias")
+    K = compressed(GaussNewton(network, inputs, comm=comm), terms="kfac")
+    E, b = dense(K), np.random.default_rng(0).standard_normal(K.n_params)
+    dead = ~E.any(axis=1)
+    assert 0 < dead.sum() < len(E)
+    with pytest.raises(InputError, match="dead parameters"):
+        K.solve(b, 0.0)
+    b[dead] = 0
+    near(E @ K.solve(b, 0.0), b, 1e-12)
+    assert not K.solve(b, 0.0)[dead].any() and K.logdet(0.0) == (0.0, -np.inf)
+
+
+def test_a_preconditioner_without_damping_is_the_pseudo_inverse(comm):
+    network, inputs = make("relu classes", 3)
+    K = compressed(GaussNewton(network, inputs, comm=comm), rtol=1e-3)
+    inverse = K.inverse(0.0)
+    assert not K.direct and not inverse.definite and inverse.zero > 0
+    X = inverse.solve_rows(np.eye(K.n_params)[K.mine])
+    assert np.isfinite(X).all()
+
+
+@pytest.mark.parametrize("name", ["relu classes", "deep autoencoder"])
+def test_columns_in_blocks(name, comm, monkeypatch):
+    """Any number of right-hand sides at a time gives the same; no more columns than asked for are held whole."""
+    network, inputs = make(name)
+    K, widths = compressed(GaussNewton(network, inputs, comm=comm), terms="kfac"), []
+    B = np.random.default_rng(0).standard_normal((K.n_params, 7))
+    whole, solved = K.solve(B, 0.1), module.KroneckerInverse._solved
+    monkeypatch.setattr(module, "PRODUCT_BYTES", 3 * 8 * K.n_params)
+    monkeypatch.setattr(module.KroneckerInverse, "_solved", lambda self, V, *rest: widths.append(V.shape[1]) or solved(self, V, *rest))
+    near(K.solve(B, 0.1), whole, 1e-14)
+    assert widths == [3, 3, 1]

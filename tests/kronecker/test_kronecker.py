@@ -58,6 +58,37 @@ def test_terms_are_the_best_and_the_error_is_exact(case, terms):
     assert terms != "auto" or K.report["rtol_met"]
 
 
+@pytest.mark.parametrize("terms", ["auto", "kfac", 1])
+def test_rounding_is_part_of_the_error(case, terms):
+    """Terms stored in float32: the interval holds the true error, and rtol is met only where that is; the value is right to a factor."""
+    _, _, H, operator = case
+    for rtol in (1e-8, 4e-7, 1e-3):
+        K = compressed(operator, terms=terms, rtol=rtol, dtype="float32")
+        estimate, error = K.report["error_estimate"], relative(dense(K).astype(np.float64), H)
+        exact = relative(_products64(K), H)
+        assert estimate["low"] <= exact * (1 + 1e-7) + 1e-12 and exact <= estimate["high"] * (1 + 1e-7) + 1e-12
+        assert exact / 3 <= estimate["value"] <= 3 * exact + 1e-9 and estimate["high"] <= estimate["value"] + 3e-7
+        assert K.report["rtol_met"] == (estimate["high"] <= rtol) and (error <= rtol + 2e-7 or not K.report["rtol_met"])
+        assert estimate["exact"] == (estimate["high"] <= 1.01 * estimate["value"])
+        assert terms != "auto" or K.report["rtol_met"] == (rtol > 1e-8) and (rtol > 1e-8) != any("use float64" in line and "not met" in line for line in K.report["warnings"])
+
+
+def _products64(K):
+    """H̃ by products in float64, whatever it is stored in."""
+    return K @ np.eye(K.n_params)
+
+
+def test_the_choice_leaves_room_for_rounding(case):
+    """A tolerance that the terms alone meet by a hair is met with their rounding."""
+    _, _, H, operator = case
+    for rtol in (1e-2, 1e-4):
+        alone = compressed(operator, rtol=rtol).report["error_estimate"]["value"]
+        if alone < 1e-6:
+            continue
+        K = compressed(operator, rtol=alone * (1 + 1e-10), dtype="float32")
+        assert K.report["rtol_met"] and relative(_products64(K), H) <= alone * (1 + 1e-10)
+
+
 def test_the_choice_is_greedy_and_minimal(case):
     _, _, H, operator = case
     K = compressed(operator, rtol=1e-2)
@@ -195,8 +226,14 @@ def test_many_samples(name, comm, monkeypatch):
         operator = GaussNewton(network, inputs, comm=comm, dtype=dtype)
         K = compressed(operator, rtol=rtol)
         assert {row["route"] for row in K.report["pairs"]} == {"randomized"}
-        assert abs(relative(dense(K), H) - K.report["error_estimate"]["value"]) <= tolerance
-        assert K.report["rtol_met"]
+        estimate = K.report["error_estimate"]
+        assert abs(relative(dense(K), H) - estimate["value"]) <= tolerance
+        assert K.report["rtol_met"] and estimate["low"] < estimate["value"] < estimate["high"] < estimate["value"] + 1e-3
+        if dtype == np.float64:  # all terms: what is left is known to √ε ‖R‖ only, and that is said
+            for every in (compressed(operator, rtol=rtol, terms=1000), compressed(operator, rtol=1e-8)):
+                estimate = every.report["error_estimate"]
+                assert relative(dense(every), H) <= estimate["high"] and 1e-8 < estimate["high"] < 1e-6
+            assert not every.report["rtol_met"] and any("rtol 1e-08 not met" in line for line in every.report["warnings"])
         operator.close()
 
 
