@@ -24,6 +24,7 @@ import numpy as np
 from hpcHess.networks.activations import ACTIVATIONS
 from hpcHess.networks.losses import LOSSES, CrossEntropy, OuterProduct, softmax
 from hpcHess.parallel.ownership import starts_of
+from hpcHess.parallel.replicated import replicated
 from hpcHess.parallel.shared import HostArray
 
 _BLOCK = 1 << 22  # numbers in one temporary of the sweeps
@@ -49,7 +50,7 @@ class Samples:
         self.has_bias = [b is not None for b in network.biases]
         self.row_starts = starts_of(np.array(self.widths[:-1]) + 1)
         self.neuron_starts = starts_of(self.widths[1:])
-        self.M, self._root = self._shared_factors(network)
+        self.M, self._root = self._shared_factors(network, comm)
         self.rank = 1 if targets is not None else self.widths[-1] if self._root is None else len(self._root)
         self.X = self._allocate(comm, (int(self.row_starts[-1]), self.n))
         self.slopes = self._allocate(comm, (int(self.neuron_starts[-2]), self.n))
@@ -84,8 +85,8 @@ class Samples:
         self._held.append(HostArray(comm, shape, self.dtype))
         return self._held[-1].array
 
-    def _shared_factors(self, network):
-        """(M list of all layers, √2 W_L or its triangle T [r, d_{L−1}])."""
+    def _shared_factors(self, network, comm):
+        """(M list of all layers, √2 W_L or its triangle T [r, d_{L−1}]). Collective."""
         M = [None] * self.n_layers
         if not self.loss.constant:
             return M, None
@@ -93,7 +94,7 @@ class Samples:
             M[-1] = np.sqrt(2.0) * np.eye(self.widths[-1])
             root = M[-1]
         elif self.widths[-1] > self.widths[-2]:
-            basis, triangle = np.linalg.qr(network.weights[-1])
+            basis, triangle = replicated(comm, np.linalg.qr, network.weights[-1])
             M[-2], M[-1], root = np.sqrt(2.0) * triangle.T, np.sqrt(2.0) * basis, np.sqrt(2.0) * triangle
         else:
             root = np.sqrt(2.0) * network.weights[-1]

@@ -235,6 +235,19 @@ def test_no_damping():
         M.solve(np.ones(M.n_params), 0.0)
 
 
+def test_damping_that_is_rounding():
+    """GGᵀ is regular, and yet H + λI, of more rows, has the eigenvalue λ."""
+    rng = np.random.default_rng(2)
+    network = Network([rng.standard_normal(s) for s in ((5, 7), (4, 5), (3, 4))], None, "tanh", "squared-error")
+    inputs = rng.standard_normal((4, 7))
+    M, largest = make_data_woodbury(GaussNewton(network, inputs, comm=COMM), 1e-2), np.linalg.norm(gauss_newton(network, inputs), 2)
+    assert M.gram.layout.n < M.n_params and np.linalg.cond(dense(M) + largest * np.eye(M.n_params)) < 3
+    for relative in (1e-18, 1e-16):
+        with pytest.raises(InputError, match="^H . λI is singular to working precision at damping .*: use a larger damping"):
+            M.solve(np.ones(M.n_params), relative * largest)
+    assert np.isfinite(M.solve(np.ones(M.n_params), 1e-10 * largest)).all()
+
+
 def test_one_class():
     """H = 0: the softmax of one output does not move."""
     network = Network([np.ones((2, 3)), np.ones((1, 2))], None, "tanh", "cross-entropy")

@@ -120,6 +120,10 @@ def test_singular(comm):
         H.solve(np.ones(N), 0.0)
     with pytest.raises(InputError, match="singular"):
         H.solve(np.ones(N), -float(H.factors(1.0)._theta[0]))
+    for relative in (1e-18, 1e-16):  # λ is an eigenvalue of H̃ + λI
+        with pytest.raises(InputError, match="singular to working precision .*: use a larger damping"):
+            H.solve(np.ones(N), relative * abs(H.eigenvalues[0]))
+    assert np.isfinite(H.solve(np.ones(N), 1e-12 * abs(H.eigenvalues[0]))).all()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HpcHessWarning)
         full = compress(DenseMatrix(np.diag(np.arange(1.0, 21)), comm=comm), 1e-9, "low-rank")
