@@ -5,11 +5,13 @@ import warnings
 import numpy as np
 import pytest
 
+from hpcHess.compressed.facts import Facts
 from hpcHess.curvature.fisher import EmpiricalFisher, Fisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.kronecker import compress, spectra
 from hpcHess.kronecker import terms as terms_module
 from hpcHess.kronecker.compress import compress_kronecker
+from hpcHess.kronecker.predict import predict_kronecker
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from tests.curvature.test_gauss_newton import CASES, make, near
@@ -87,6 +89,15 @@ def test_the_choice_leaves_room_for_rounding(case):
             continue
         K = compressed(operator, rtol=alone * (1 + 1e-10), dtype="float32")
         assert K.report["rtol_met"] and relative(_products64(K), H) <= alone * (1 + 1e-10)
+
+
+def test_what_float32_cannot_reach_is_not_predicted(comm):
+    network, inputs = make("tanh classes, some biases")
+    operator = GaussNewton(network, inputs, comm=comm)
+    for rtol, itemsize, reached in ((1e-8, 4, False), (1e-6, 4, True), (1e-8, 8, True)):
+        prediction = predict_kronecker(Facts(operator, rtol, itemsize, 1, "multiply", 1 << 40))
+        assert (prediction.error <= rtol) == reached
+        assert compressed(operator, rtol=rtol, dtype=f"float{8 * itemsize}").report["rtol_met"] == reached
 
 
 def test_the_choice_is_greedy_and_minimal(case):
