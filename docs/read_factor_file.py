@@ -1,4 +1,4 @@
-"""U = H̃ V from a factor file with h5py and NumPy alone: python docs/read_factor_file.py F.h5 V.npy U.npy (see FORMAT.md)."""
+"""U = H̃ V from a factor file of the formats hss and fmm with h5py and NumPy alone: python docs/read_factor_file.py F.h5 V.npy U.npy (see FORMAT.md)."""
 
 import sys
 

@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 
+from hpcHess.compressed.certificate import exactness
 from hpcHess.compressed.damping import damping_of, parse_damping
 from hpcHess.compressed.file import save
 from hpcHess.curvature.from_job import operator_from_job
@@ -40,9 +41,7 @@ def main(session, args):
     comm = session.comm
     job = on_root(comm, _job, args)
     check_writable(args.output, comm)
-    options = dict(job["compress"])
-    if args.rhs_count is not None:
-        options["rhs_count"] = args.rhs_count
+    options = job["compress"]
     dtype = np.float32 if options["rtol"] >= SINGLE_PRECISION_RTOL and options["dtype"] != "float64" else np.float64
     with session.phase("matrix" if "matrix" in job.tables else "network and data"):
         operator, origin = operator_from_job(job, comm, dtype, progress=session.progress)
@@ -68,7 +67,8 @@ def main(session, args):
 
 def _job(args):
     """The job, whose files the output must not replace. One rank."""
-    job = load_job(args.job, args.set)
+    more = [] if args.rhs_count is None else [f"compress.rhs_count={args.rhs_count}"]
+    job = load_job(args.job, args.set + more)
     for path in (args.job, *(name.rpartition(":/")[0] or name for name in job.files)):
         if os.path.realpath(path) == os.path.realpath(args.output):
             raise InputError(f"--output {args.output} would replace a file that the job reads: name another one")
@@ -95,7 +95,7 @@ def _factors(session, matrix, given):
 
 def parse_bytes(text):
     """"8G" → 8,000,000,000 bytes; K, M, G, T are powers of 1000, Ki, Mi, Gi, Ti of 1024. For argparse."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
     if found is None or not float(found[1]) > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory: write it like 8G or 500M")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))

@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from hpcHess.compressed.certificate import exactness
 from hpcHess.formats.registry import FORMATS
 from hpcHess.runtime.errors import DONE
 from hpcHess.runtime.session import run_driver
@@ -107,7 +108,7 @@ def _error(summary):
     value, low, high = ("?" if error[key] is None else f"{error[key]:.3g}" for key in ("value", "low", "high"))
     interval = f"{100 * error.get('confidence', 0.95):.0f} % interval {low} … {high} ({error['probes']} probes)"
     return (
-        f"error       {value} of ‖H‖_F, {'exact' if error.get('exact') else interval}; "
+        f"error       {value} of ‖H‖_F, {exactness(error) or interval}; "
         f"asked rtol = {summary['rtol']:g}: {'met' if summary['rtol_met'] else 'NOT MET'}"
     )
 

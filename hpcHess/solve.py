@@ -98,7 +98,7 @@ def _described(factors, matrix):
     coarse = ""
     if factors.matrix is matrix and not matrix.direct:  # of a part of the matrix: not its factors
         return f"{factors.solver}, an approximate inverse"
-    if factors.matrix is not matrix:
+    if factors.matrix is not matrix and factors.matrix.format == "hss":
         error = factors.matrix.report.get("error_estimate", {}).get("value", np.nan)
         coarse = f" of a coarser {factors.matrix.format.upper()} matrix (error {error:.2g} of ‖H‖_F)"
     backward = "" if np.isnan(factors.backward_error) else f", backward error {factors.backward_error:.1e}"

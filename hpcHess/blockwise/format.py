@@ -172,7 +172,7 @@ def read(file, backend, format):
 def describe(summary):
     """What the blocks are."""
     of = f" of one {summary['blocks']} each" if "blocks" in summary else ""
-    yield f"blocks      {summary['n_blocks']:,}{of}, up to {summary['largest_block']:,} rows, exact"
+    yield f"blocks      {summary['n_blocks']:,}{of}, up to {summary['largest_block']:,} rows, their entries exact"
 
 
 DENSE = Format("dense", "all entries, exact", partial(compress, format="dense"), partial(read, format="dense"), (), describe, predict_dense, approximates=False, cheap=True)

@@ -89,6 +89,13 @@ def exact_error(value):
     return {"value": float(value), "low": float(value), "high": float(value), "probes": 0, "confidence": 1.0, "exact": True}
 
 
+def exactness(error):
+    """How an `error_estimate` that no probes were needed for is told, "" for estimates."""
+    if not error.get("exact"):
+        return ""
+    return "exact" if error["high"] == error["value"] else f"exact but for rounding, at most {error['high']:.2e}"
+
+
 def ratio(a, b):
     """a / b, 0 for 0 / 0, inf for a / 0."""
     return float(a / b) if b > 0 else 0.0 if a == 0 else float("inf")

@@ -45,7 +45,7 @@ def check_damping(damping):
 def uncovered(matrix, damping):
     """A line where λ ≤ ‖H̃ − H‖₂, by the matrix's own report."""
     error = matrix.report.get("error_spectral", 0.0)
-    if damping <= error:
+    if 0 < error and damping <= error:
         yield (
             f"damping {damping:.3g} is not larger than the compression error ‖H̃ − H‖₂ ≈ {error:.3g}: the approximate inverse is not "
             f"trustworthy; use a damping above {2 * error:.2g}, compress with a smaller rtol, or refine with the exact operator "

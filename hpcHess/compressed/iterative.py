@@ -10,6 +10,7 @@ from hpcHess.compressed.damping import check_damping, digits_lost, uncovered
 from hpcHess.compressed.certificate import smallest_eigenvalue
 from hpcHess.krylov.solve import solve
 from hpcHess.parallel.agree import tell
+from hpcHess.runtime.errors import InputError
 
 RTOL = 1e-10  # of solves with H̃ + λI
 
@@ -54,10 +55,19 @@ def solve_iteratively(operator, matrix, B, damping, solver=None, rtol=RTOL, fact
 
     factors: those of `preconditioning_factors` where they are at hand; keywords: as of `krylov.solve.solve`. Collective.
     """
+    if damping == 0 and matrix.n_alive < matrix.n_params:
+        _check_dead(matrix, B)
     factors = factors or matrix.preconditioning_factors(damping, solver)
     if factors is None:
         return solve(operator, B, damping, rtol=rtol, **keywords)
     return solve(operator, B, damping, preconditioner=factors.preconditioner(), rtol=rtol, definite=factors.definite, **keywords)
+
+
+def _check_dead(matrix, B):
+    """InputError where λ = 0 and b is not zero in a row of H̃ that is, by its diagonal. Collective."""
+    rows = np.asarray(matrix.diagonal_rows()) == 0
+    if matrix.comm.allreduce(int(np.any(np.asarray(B)[rows]))):
+        raise InputError("H̃ is singular: dead parameters have zero rows, where the right-hand side is not zero; use a damping > 0")
 
 
 def solve_rows(matrix, B, damping, solver=None, rtol=RTOL):
@@ -66,6 +76,8 @@ def solve_rows(matrix, B, damping, solver=None, rtol=RTOL):
     HpcHessWarning where λ is below the compression error, or the residual asked for was not reached.
     """
     check_damping(damping)
+    if solver is not None and matrix.preconditioner is None:
+        raise InputError(f"solves with the format {matrix.format} are iterative: there is no solver to choose")
     tell(matrix.comm, uncovered(matrix, damping))
     found = solve_iteratively(matrix, matrix, np.asarray(B, np.float64), damping, solver, rtol)
     if not found.converged:

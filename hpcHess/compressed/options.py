@@ -1,5 +1,7 @@
 """Options that all formats take."""
 
+from numbers import Integral, Real
+
 import numpy as np
 
 from hpcHess.runtime.errors import InputError
@@ -15,6 +17,9 @@ def stored_dtype(dtype, rtol):
 
 def check_common(rtol, seed, probes, dtype):
     """InputError for a value out of range."""
+    for name, value, kind in (("rtol", rtol, Real), ("seed", seed, Integral), ("probes", probes, Integral)):
+        if not isinstance(value, kind):
+            raise InputError(f"{name} must be {'a number' if kind is Real else 'an integer'}, not {value!r}")
     if not (np.isfinite(rtol) and 0 < rtol < 1):
         raise InputError(f"rtol must lie between 0 and 1, not {rtol}")
     if not 0 <= seed < 1 << 63:

@@ -30,6 +30,10 @@ class LogDet(tuple):
         made.low, made.high = (log_abs if each is None else each for each in (low, high))
         return made
 
+    def __repr__(self):
+        interval = "" if self.low == self.high else f", low={self.low}, high={self.high}"
+        return f"LogDet(sign={self[0]}, log_abs={self[1]}{interval})"
+
 
 def logdet(matrix, damping, probes=PROBES, steps=STEPS, seed=0):
     """`LogDet` of H̃ + λI = N log λ + tr log|I + H̃/λ|, for λ > 0, from products with `probes` vectors, `steps` times. Collective.

@@ -142,8 +142,8 @@ class _Search:
         error = float(np.sqrt(max(self.error2 / self.norm2, np.finfo(float).eps)))
         if rtol is not None and error > rtol:
             raise InputError(
-                f"{len(self.chosen)} of {n} samples still leave an error of {error:.2e}, {rtol:g} was asked for: "
-                "ask for a larger one, or take all samples"
+                f"{len(self.chosen)} of {n} samples still leave an error of {error:.2e}, {rtol:g} was asked for (with an error asked for, no more than "
+                "half of the samples are taken): ask for a larger one, give a count, or take all samples"
             )
         order = np.argsort(self.chosen)
         return Quadrature(self.chosen[order], self.weights[order], error, norm, n)

@@ -1,5 +1,8 @@
 """`hpcHess.compress`: one entry for all formats, their sums, the choice between them, and samples left out before."""
 
+import warnings
+from numbers import Integral, Real
+
 import numpy as np
 
 from hpcHess.compressed.certificate import Norm, certify, exact_error
@@ -9,7 +12,7 @@ from hpcHess.formats.registry import FORMATS, format_of
 from hpcHess.formats.structured import compress_structured
 from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import OBJECTIVES, STRUCTURED, WORKLOADS
+from hpcHess.runtime.jobfile import OBJECTIVES, ONLY, STRUCTURED, WORKLOADS
 from hpcHess.runtime.progress import Silent
 
 AUTO = "auto"
@@ -56,6 +59,8 @@ def compress(
     progress = Silent() if progress is None else progress
     common = {"seed": seed, "dtype": dtype, "probes": probes, "backend": backend, "progress": progress}
     left = _left_of(rtol, getattr(operator, "quadrature", None))
+    if left < rtol:
+        progress.write(f"rtol {left:.3g} of {rtol:g} is left for the compression: the samples' own error is {operator.quadrature.error:.3g}")
     if format == AUTO and options.get("distance", "parameter") == "parameter" and hasattr(operator, "neuron_groups"):
         options["distance"] = "neuron"  # the default order is rarely the cheapest tree of a network
     facts = planned = None
@@ -87,12 +92,15 @@ def _check_options(format, objective, structured, structured_size, memory, rhs_c
     if structured != "none" and format not in ("hss", "fmm"):
         raise InputError(f'structured = "{structured}" goes with format = "hss" or "fmm", not with "{format}"')
     for name, value in (("structured_size", structured_size), ("memory", memory)):
-        if not np.isfinite(value) or value < 0:
-            raise InputError(f"{name} must be a number ≥ 0, not {value}")
+        if not isinstance(value, Real) or not np.isfinite(value) or value < 0:
+            raise InputError(f"{name} must be a number ≥ 0, not {value!r}")
+    for name, (default, *formats) in ONLY.items():
+        if options.get(name, default) != default and format not in (*formats, AUTO):
+            raise InputError(f'{name} = {options[name]!r} is for format = "{formats[0]}", not "{format}"')
     if structured_size and structured == "none":
         raise InputError(f"structured_size = {structured_size} needs structured: low-rank, kronecker-sum or auto")
-    if rhs_count < 1:
-        raise InputError(f"rhs_count must be at least 1, not {rhs_count}")
+    if not isinstance(rhs_count, Integral) or not 1 <= rhs_count <= 10**15:
+        raise InputError(f"rhs_count must be an integer of at least 1 (and at most 1e15), not {rhs_count!r}")
     known = {name for each in FORMATS.values() for name in each.options}
     unknown = sorted(set(options) - known)
     if unknown:
@@ -115,22 +123,35 @@ def _smallest(planned, facts, operator, rtol, common, options):
     explanation = list(explained(planned, facts))
     for line in explanation:
         common["progress"].write(line)
-    tried, best, refused = {}, None, None
+    tried, best, told, refused = {}, None, (), None
     for name in planned.order:
         if best is not None and best.report["rtol_met"] and not _may_be_smaller(planned, name, best):
             continue
         try:
-            matrix = _made(name, planned.predictions[name], operator, rtol, common, options)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                matrix = _made(name, planned.predictions[name], operator, rtol, common, options)
         except InputError as error:  # the same on all ranks
             refused, tried[name] = error, {"refused": str(error)}
+            common["progress"].write(f"auto: {name} is refused: {error}")
             continue
-        tried[name] = {"storage_percent": matrix.report["storage_percent"], "rtol_met": matrix.report["rtol_met"]}
-        best = matrix if best is None else min(best, matrix, key=lambda each: (not each.report["rtol_met"], each.report["storage_entries"]))
+        report = matrix.report
+        tried[name] = {"storage_percent": report["storage_percent"], "rtol_met": report["rtol_met"]}
+        common["progress"].write(f"auto: {name} stores {report['storage_percent']:.4g} % of N²{'' if report['rtol_met'] else ', rtol not met'}")
+        if best is None or _order(matrix) < _order(best):
+            best, told = matrix, said
     if best is None:
         raise refused
+    for each in told:
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     best.report["plan"] = planned.as_dict() | {"tried": tried, "explanation": explanation, "chosen": best.format}
     best.report["timings"] = common["progress"].timings.as_dict()
     return best
+
+
+def _order(matrix):
+    """Matrices that meet rtol first, then by storage."""
+    return not matrix.report["rtol_met"], matrix.report["storage_entries"]
 
 
 def _may_be_smaller(planned, name, best):

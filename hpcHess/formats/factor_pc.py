@@ -61,7 +61,7 @@ class FactorFilePC(ApproximateInverse):
         except ArgumentTypeError as error:
             raise InputError(f"-pc_hpchess_damping: {error}") from None
         matrix = load(path, mpi_comm(pc))
-        if any(matrix.comm.allgather(own_rows(pc) != matrix.tree_rows(matrix.parameter_starts))):
+        if any(matrix.comm.allgather(own_rows(pc) != (matrix.mine.start, matrix.mine.stop))):
             raise InputError(f"the matrix of this PC has not the {matrix.n_params} parameter rows of {path} in PETSc's default layout")
         if not matrix.direct and matrix.preconditioner is None:
             matrix.operator = _operator_or_none(matrix)

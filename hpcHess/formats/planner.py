@@ -127,10 +127,10 @@ def explained(plan, facts):
     """The table for people: a line for every format, the best first."""
     unit = "solve" if facts.workload == "solve" else "product"
     yield (
-        f"auto: least {plan.objective} for rtol {facts.rtol:g}, {facts.rhs_count} right-hand side{'s' if facts.rhs_count != 1 else ''} "
+        f"auto: least {plan.objective} for rtol {facts.rtol:g}, {facts.rhs_count:,} right-hand side{'s' if facts.rhs_count != 1 else ''} "
         f"to {'solve for' if unit == 'solve' else 'multiply'}, {_gigabytes(plan.memory)} of memory (planned in {plan.seconds:.2f} s)"
     )
-    yield f"{'format':>16} {'% of N²':>9} {'±':>5} {'error':>8} {'memory':>9} {'compress':>9} {unit:>9} {'total s':>9}"
+    yield f"{'format':>16} {'% of N²':>9} {'×÷':>5} {'error':>8} {'memory':>9} {'compress':>9} {unit:>9} {'total':>9}  (seconds; a {unit} is of one vector)"
     rest = [name for name in plan.predictions if name not in plan.order]
     for name in (*plan.order, *rest):
         each = plan.predictions[name]

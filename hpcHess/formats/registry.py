@@ -15,5 +15,6 @@ FORMATS["sum"] = sum_format(FORMATS)  # parts of the others
 def format_of(name):
     """The `Format` of that name. InputError for another."""
     if name not in FORMATS:
-        raise InputError(f"format must be {' or '.join(FORMATS)}, not {name!r}")
+        offered = [each.name for each in FORMATS.values() if each.compress is not None]
+        raise InputError(f"format must be {', '.join(offered)} or auto, not {name!r}")
     return FORMATS[name]

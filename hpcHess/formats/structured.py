@@ -9,6 +9,7 @@ from hpcHess.formats.remainder import Remainder
 from hpcHess.formats.sum import SumMatrix
 from hpcHess.kronecker.compress import compress_kronecker
 from hpcHess.lowrank.leading import leading
+from hpcHess.runtime.errors import InputError
 
 SIZES = {"low-rank": 32, "kronecker-sum": 1}  # eigenpairs; terms of every layer pair
 _ANY = 0.999  # rtol of a part whose size is given: what is left of H is the tree's
@@ -24,6 +25,8 @@ def compress_structured(chosen, structured, size, operator, rtol, common, option
     for name in SIZES:
         if name != "kronecker-sum" or hasattr(operator, "samples"):
             tried[name] = _with_part(chosen, name, size, operator, rtol, common, options)
+    for name, each in tried.items():
+        common["progress"].write(f"structured = {name}: {each.report['storage_percent']:.4g} % of N²{'' if each.report['rtol_met'] else ', rtol not met'}")
     best = min(tried.values(), key=lambda each: (not each.report["rtol_met"], each.report["storage_entries"]))
     best.report["structured_tried"] = {name: each.report["storage_percent"] for name, each in tried.items()}
     return best
@@ -35,6 +38,7 @@ def _with_part(chosen, structured, size, operator, rtol, common, options):
         part = _part(structured, size or SIZES[structured], operator, rtol, common)
         error, norm = certify(part, operator, common["probes"], seed, "structured part")
     if error.high <= rtol:
+        progress.write(f"the {structured} part alone has an error of {error.value:.3g}: no tree is needed")
         part.report |= _report(part, error, rtol, norm, operator, seed, progress)
         return part
     rest = chosen.compress(Remainder(operator, part), rtol=rtol, norm=norm, **common, **options)
@@ -51,6 +55,8 @@ def _with_part(chosen, structured, size, operator, rtol, common, options):
 def _part(structured, size, operator, rtol, common):
     dtype = stored_dtype(common["dtype"], rtol)
     if structured == "kronecker-sum":
+        if not hasattr(operator, "samples"):
+            raise InputError('structured = "kronecker-sum" needs a network\'s layers, which this operator does not have: use structured = "low-rank"')
         return compress_kronecker(operator, _ANY, common["seed"], dtype.name, common["probes"], common["backend"], terms=int(size))
     return leading(operator, int(size), common["seed"], dtype, backends.get(common["backend"]))
 

@@ -14,6 +14,7 @@ from hpcHess.parallel.random import scramble
 ROUGH, SAMPLES = 192, 2000  # samples that stand for all at first, and for more than GRAM_SAMPLES
 ROUGH_SPREAD, SPREAD = 2.0, 1.3  # of predictions from them (docs/MATHEMATICS.md, "The choice of the format")
 SAVED = {True: 0.15, False: 0.25}  # iterations with the last layers eliminated over those without: squared error, others (λ = 1e-3 λ_max)
+EFFICIENCY = 0.25  # of the rate of large matrix products: terms are many and small, and Krylov vectors are float64 (measured)
 APPLY = 0.5  # of an exact product, for that preconditioner
 
 
@@ -42,7 +43,8 @@ def _predicted(facts, operator, spread, source, refine=None):
     reached = _reached(spectra, 0.0 if spread > 1 else error, dtype)
     entries, n = float(stored_numbers(spectra, counts)), facts.n_samples
     sizes = [each.pair.kernels.D + each.pair.inputs.D for each in spectra]
-    apply = facts.seconds_of(sum(count * _flops(each.pair) for each, count in zip(spectra, counts, strict=True)), facts.itemsize * entries / 64)
+    flops = sum(count * _flops(each.pair) for each, count in zip(spectra, counts, strict=True))
+    apply = facts.seconds_of(flops / EFFICIENCY, facts.itemsize * entries / 64)
     making = 2.0 * n * sum(count * size for count, size in zip(counts, sizes, strict=True))
     grams = 30.0 * len(spectra) * min(n, GRAM_SAMPLES) ** 3 * (spread > 1)
     return Prediction(

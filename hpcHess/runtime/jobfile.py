@@ -29,6 +29,7 @@ BLOCKS = ("layer", "neuron")
 STRUCTURED = ("none", "low-rank", "kronecker-sum", "auto")
 OBJECTIVES = ("time", "storage")
 WORKLOADS = ("solve", "multiply")
+ONLY = {"terms": ("auto", "kronecker-sum"), "method": ("randomized", "low-rank"), "blocks": ("layer", "block-diagonal")}  # default, its formats
 MIN_PROBES = 32
 
 TEXT, INTEGER, NUMBER, INTEGERS = "text", "an integer", "a number", "a list of integers"
@@ -222,6 +223,7 @@ def _checked(document):
     elif "file" not in tables["matrix"]:
         raise InputError("matrix.file is missing: the file that holds the matrix")
     _check_compress(tables["compress"])
+    _check_quadrature(tables)
     return tables
 
 
@@ -333,8 +335,20 @@ def _check_compress(compress):
         raise InputError(f'compress.budget = {compress["budget"]} contradicts compress.format = "hss": use format = "fmm"')
     if compress["structured"] != "none" and compress["format"] not in ("hss", "fmm"):
         raise InputError(f'compress.structured = "{compress["structured"]}" goes with compress.format = "hss" or "fmm"')
+    for key, (default, *formats) in ONLY.items():
+        if compress[key] != default and compress["format"] not in (*formats, "auto"):
+            raise InputError(f'compress.{key} = {compress[key]!r} is for compress.format = "{formats[0]}", not "{compress["format"]}"')
+    if compress["structured_size"] and compress["structured"] == "none":
+        raise InputError("compress.structured_size needs compress.structured: low-rank, kronecker-sum or auto")
     if compress["sampling"] == "products" and compress["format"] == "fmm":
         raise InputError('compress.sampling = "products" compresses to compress.format = "hss" only')
+
+
+def _check_quadrature(tables):
+    """An error of the samples that leaves nothing of the tolerance, before anything is computed."""
+    asked, rtol = tables.get("data", {}).get("quadrature", 0), tables["compress"]["rtol"]
+    if isinstance(asked, float) and asked >= rtol:
+        raise InputError(f"data.quadrature = {asked:g} leaves nothing of compress.rtol = {rtol:g}: ask for a smaller error of the samples, or raise rtol")
 
 
 def _both_or_none(both):

@@ -74,10 +74,13 @@ REFUSED = [
     (["--set", "compress.format=data-woodbury", "--memory", "10K"], "data-woodbury needs about .* but 0.01 MB may be used: raise --memory"),
     (["--set", "compress.format=dense", "--memory", "10K"], "dense needs about"),
     (["--set", "compress.format=auto", "--memory", "1K"], "no format can serve with 0.001 MB of memory"),
+    (["--set", "data.quadrature=3", "--set", "compress.rtol=1e-3"], "leaves nothing of rtol"),
+    (["--set", "compress.terms=kfac"], "terms = 'kfac' is for compress.format = .kronecker-sum., not .hss."),
+    (["--set", "compress.structured_size=4"], "structured_size needs"),
     (["--set", "compress.terms=0"], "compress.terms must be"),
     (["--set", "compress.method=lanczos"], "compress.method must be"),
     (["--set", "compress.format=dense", "--set", "compress.structured=low-rank"], "compress.structured"),
-    (["--set", "data.quadrature=0.5", "--set", "compress.rtol=1e-3"], "leaves nothing of rtol"),
+    (["--set", "data.quadrature=0.5", "--set", "compress.rtol=1e-3"], "leaves nothing of compress.rtol"),
 ]
 
 

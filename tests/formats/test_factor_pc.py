@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 pytest.importorskip("petsc4py")
 
-from hpcHess.hierarchical.compress import compress
+from hpcHess.formats.compress import compress
 from hpcHess.krylov.library import option_database, petsc
 from tests.drivers.drive import on_root
 from tests.reference.dense_operator import DenseOperator, exponential_kernel
@@ -51,12 +51,15 @@ def solved(A, options, prefix=""):
                 thing.destroy()
 
 
-@pytest.mark.parametrize("more", [{}, {"solver": "ulv"}, {"format": "fmm", "budget": 0.3, "n_neighbors": 8}])
+@pytest.mark.parametrize(
+    "more", [{}, {"solver": "ulv"}, {"format": "fmm", "budget": 0.3, "n_neighbors": 8}, {"format": "low-rank"}, {"format": "dense"}, {"structured": "low-rank"}]
+)
 def test_options_alone(shared_tmp, more):
     A = stored(shared_tmp / "F.h5", **more)
     given = [*NAMED, "-pc_hpchess_file", str(shared_tmp / "F.h5"), "-pc_hpchess_damping", "0.01*lmax"]
     plain, many = solved(A, ["-pc_type", "none"])
-    for prefix, extra in (("", []), ("inner_", ["-pc_hpchess_solver", "elimination"])):
+    named = {"low-rank": "woodbury", "dense": "cholesky"}.get(more.get("format"), "elimination")
+    for prefix, extra in (("", []), ("inner_", ["-pc_hpchess_solver", named])):
         x, few = solved(A, given + extra, prefix)
         assert few < many / 2 and np.linalg.norm(A @ x - 1) <= 1e-8 * np.sqrt(N)
 

@@ -48,7 +48,7 @@ def compressed(name):
 
 def test_names_are_those_of_job_files():
     assert set(jobfile.FORMATS) == {*ASKED, "auto"}
-    with pytest.raises(InputError, match="format must be .*kronecker-sum.*, not 'hodlr'"):
+    with pytest.raises(InputError, match="format must be .*kronecker-sum.* or auto, not 'hodlr'"):
         compress(problem()[0], format="hodlr")
     with pytest.raises(InputError, match="not asked for by name"):
         compress(problem()[0], format="sum")
