@@ -175,7 +175,17 @@ def describe(summary):
     yield f"blocks      {summary['n_blocks']:,}{of}, up to {summary['largest_block']:,} rows, their entries exact"
 
 
-DENSE = Format("dense", "all entries, exact", partial(compress, format="dense"), partial(read, format="dense"), (), describe, predict_dense, approximates=False, cheap=True)
+DENSE = Format(
+    "dense",
+    "all entries, exact",
+    partial(compress, format="dense"),
+    partial(read, format="dense"),
+    (),
+    describe,
+    predict_dense,
+    approximates=False,
+    cheap=True,
+)
 BLOCK_DIAGONAL = Format(
     "block-diagonal",
     "exact blocks of the layers or the neurons, nothing between them",
