@@ -27,6 +27,7 @@ from hpcHess.runtime.errors import BAD_INPUT, DONE, INTERNAL_ERROR, HpcHessWarni
 from hpcHess.runtime.progress import Progress, Silent, silence
 
 VOTE_SECONDS = 2.0  # how long a failing rank waits for the others before it aborts the job
+STOPPED_SECONDS = 0.4  # the same after a signal: launchers kill what is left a second after their SIGTERM
 STAGGER_SECONDS = 0.5  # between the aborts of two failing ranks: only the first one is heard
 FORWARD_SECONDS = 0.1  # for the launcher to pass the message on: Open MPI 5 drops what is still on its way at an abort
 
@@ -244,14 +245,15 @@ def _leave(votes, status, message, trace):
     """The status all ranks leave with: the lowest failing rank's, which also prints its `message`.
 
     Every rank votes [status, crc32(trace)] when it is done. A rank without an error waits for the others as long as they need; a
-    failing one waits `VOTE_SECONDS`, because others may sit in a collective call that will never end, and then aborts the job.
+    failing one waits `VOTE_SECONDS` (after a signal `STOPPED_SECONDS`), because others may sit in a collective call that will never end, and then aborts the job.
     """
     mine = np.array([status, zlib.crc32(trace.encode())], dtype=np.int64)
     everyone = np.empty((votes.size, 2), dtype=np.int64)
     request = votes.Iallgather(mine, everyone)
     failed = bool(message)
-    if not _completed(request, VOTE_SECONDS if failed else None):
-        time.sleep(STAGGER_SECONDS * min(votes.rank, 20))
+    stopped = status > 128
+    if not _completed(request, (STOPPED_SECONDS if stopped else VOTE_SECONDS) if failed else None):
+        time.sleep(0.1 * min(votes.rank, 3) if stopped else STAGGER_SECONDS * min(votes.rank, 20))
         _print_error(message, trace, votes.rank)
         sys.stdout.flush()
         time.sleep(FORWARD_SECONDS)
