@@ -6,6 +6,7 @@ from hpcHess.compressed.facts import ROUGH, THOROUGH
 from hpcHess.compressed.format import Prediction
 
 ROUGH_SPREAD, SPREAD = 3.0, 2.0  # measured, the larger at low ranks (docs/MATHEMATICS.md, "The choice of the format")
+NOISY, NOISY_SPREAD = 3e-4, 8.0  # rtol below which rounding of single precision products counts as eigenvalues
 MARGIN = 3  # of the rank: the certificate must be met, not the mean
 COLUMNS = 1.4  # of the Krylov space over the rank
 
@@ -18,6 +19,8 @@ def predict_low_rank(facts):
 def _predicted(facts, amount, spread, refine=None):
     n, rank = facts.n_alive, facts.rank(facts.rtol, amount)
     rank = min(n, int(np.ceil(1.05 * rank + MARGIN)))
+    if facts.operator.dtype == np.float32 and facts.rtol < NOISY:
+        spread = max(spread, NOISY_SPREAD)
     bound = facts.options.get("max_rank", 0)
     if bound and rank / spread > bound:
         return Prediction(refused=f"rank {rank} is needed, max_rank = {bound}")
