@@ -9,7 +9,7 @@ from hpcHess.compressed.stochastic import eigenvalue_measure
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
 
-COLUMNS = 16  # vectors of the product that is timed; it gives ‖H‖_F as well
+COLUMNS = 16  # vectors of the product that is timed
 ROUGH, THOROUGH = (2, 16), (4, 48)  # probes and steps of the spectrum
 BLOCK = 64  # right-hand sides at a time
 GEMM_ORDER, STREAM_BYTES = 384, 1 << 24
@@ -25,7 +25,6 @@ class Facts:
     memory              bytes that all ranks of the job may hold together
     gemm, stream        flop/s and byte/s of all ranks at once, in the operator's type
     product_seconds     of an exact product with one vector in a block of `COLUMNS`
-    norm                ‖H‖_F, from the same products
     seconds             that measuring these took
     """
 
@@ -39,7 +38,7 @@ class Facts:
         network = getattr(operator, "network", None)
         self.network, self.widths = network, None if network is None else list(network.widths)
         self.gemm, self.stream = self._rates()
-        self.product_seconds, self.norm = self._product()
+        self.product_seconds = self._product()
         self.seconds = self.comm.bcast(time.perf_counter() - start)
 
     def _rates(self):
@@ -63,10 +62,8 @@ class Facts:
         operator.matmat_rows(G[:, :1])  # the first product of a run pays for page faults and threads
         self.comm.Barrier()
         start = time.perf_counter()
-        HG = operator.matmat_rows(G)
-        seconds = self.comm.allreduce(time.perf_counter() - start, MPI.MAX) / COLUMNS
-        square = self.comm.allreduce(float(np.square(HG, dtype=np.float64).sum()))
-        return seconds, float(np.sqrt(square / COLUMNS))
+        operator.matmat_rows(G)
+        return self.comm.allreduce(time.perf_counter() - start, MPI.MAX) / COLUMNS
 
     def measure(self, probes, steps):
         """(θ, weight) of the spectrum of H by stochastic Lanczos: Σ weight f(θ) ≈ tr f(H); decreasing |θ|. Collective at the first use."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpcHess.compressed.facts import Facts
 from hpcHess.compressed.options import stored_dtype
@@ -59,10 +59,15 @@ def available_memory(comm, asked=0):
     return int(asked) if asked else int(host_memory.fair_share(comm) * comm.size)
 
 
-def predictions_of(facts, names=None):
-    """{name: Prediction} of all formats that have one (or of those named). Collective."""
-    wanted = [each for each in FORMATS.values() if each.predict is not None and (names is None or each.name in names)]
-    return {each.name: each.predict(facts) for each in wanted}
+def predictions_of(facts):
+    """{name: Prediction} of all formats that have one. Collective."""
+    return {each.name: _agreed(facts.comm, each.predict(facts)) for each in FORMATS.values() if each.predict is not None}
+
+
+def _agreed(comm, prediction):
+    """Rank 0's numbers on all ranks: they decide what is made, and ranks whose BLAS differ may differ in the last digit. Collective."""
+    own = ("refine", "made")  # of each rank
+    return replace(prediction, **comm.bcast({key: value for key, value in vars(prediction).items() if key not in own}))
 
 
 def plan(facts, objective):
@@ -93,7 +98,7 @@ def _refine(predicted, facts, objective):
         coarse = sorted((name for name in rivals if predicted[name].refine is not None and worth(name)), key=costs.get)
         if not coarse or (len(rivals) < 2 and not predicted[coarse[0]].bound):
             return
-        predicted[coarse[0]] = predicted[coarse[0]].refine()
+        predicted[coarse[0]] = _agreed(facts.comm, predicted[coarse[0]].refine())
 
 
 def _why_not(name, prediction, facts, objective):
@@ -112,9 +117,9 @@ def _why_not(name, prediction, facts, objective):
 def check_memory(name, facts):
     """InputError, with the numbers, where the format asked for is predicted not to fit the memory. Collective."""
     entry = FORMATS[name]
-    prediction = None if entry.predict is None else entry.predict(facts)
+    prediction = None if entry.predict is None else _agreed(facts.comm, entry.predict(facts))
     while prediction is not None and prediction.refine is not None:
-        prediction = prediction.refine()
+        prediction = _agreed(facts.comm, prediction.refine())
     if prediction is not None and prediction.memory > facts.memory:
         raise InputError(
             f"{name} needs about {_gigabytes(prediction.memory)} ({prediction.note or 'predicted'}), but {_gigabytes(facts.memory)} may be "

@@ -93,6 +93,14 @@ def test_auto_goes_on_where_the_first_choice_misses_or_is_refused(monkeypatch):
         json.dumps(H.report, allow_nan=False)
 
 
+def test_ranks_that_differ_in_a_prediction_choose_alike(monkeypatch):
+    """Ranks whose BLAS differ would else make different formats, and hang."""
+    off = lambda facts: Prediction(entries=1.0 if COMM.rank else 1e9)  # noqa: E731
+    monkeypatch.setitem(FORMATS, "dense", replace(FORMATS["dense"], predict=off))
+    found = COMM.allgather(predictions_of(facts_of(classifier(), 1e-2, "auto"))["dense"].entries)
+    assert set(found) == {1e9}
+
+
 def refuse(operator, **options):
     raise InputError("not this one")
 
@@ -160,7 +168,6 @@ def test_the_rank_is_read_off_the_spectrum():
     for rtol in (1e-1, 1e-2, 1e-3):
         tails = np.sqrt(np.cumsum(values[::-1] ** 2)[::-1] / np.sum(values**2))
         assert facts.rank(rtol) == pytest.approx(int(np.argmax(tails <= rtol)), rel=0.3, abs=2)
-    assert facts.norm == pytest.approx(np.linalg.norm(values), rel=0.5)
 
 
 def test_matrices_without_layers_or_entries():
