@@ -35,11 +35,11 @@ def _operator_or_none(matrix):
 
 
 class FactorFilePC(ApproximateInverse):
-    """Context of a PC of type python: (H̃ + λI)⁻¹ by direct factors from a factor file, positive definite (`Factors.preconditioner`).
+    """Context of a PC of type python: an approximate (H̃ + λI)⁻¹ from a factor file of any format, positive definite (`DirectFactors.preconditioner`).
 
     Options, behind the PC's prefix: `pc_hpchess_file`, `pc_hpchess_damping` (a number, or like 0.01*lmax), `pc_hpchess_solver`
     (default: that of the file's job). The program's Mat is H + λI in parameter order, with PETSc's default rows. An FMM file gives its
-    coarser HSS matrix; a λ below the compression error is raised to a safe one (`compressed.iterative`). Stored factors of
+    coarser HSS matrix, a Kronecker sum the elimination of the last layers, for which the job's files must be there; a λ below the compression error is raised to a safe one (`compressed.iterative`). Stored factors of
     that λ and solver are used. Factors are made once; PETSc shows InputErrors as its own, with their line.
     """
 

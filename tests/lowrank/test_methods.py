@@ -7,9 +7,6 @@ import pytest
 
 from hpcHess.curvature.dense import DenseMatrix
 from hpcHess.formats.compress import compress
-from hpcHess.lowrank.leading import leading_eigenpairs
-from hpcHess.parallel.exchange import gather_rows
-from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from tests.reference.dense_operator import dense
 
@@ -153,16 +150,3 @@ def test_any_number_of_ranks_gives_the_same(comm):
     together = compress(DenseMatrix(A, comm=comm), 1e-3, "low-rank", dtype="float64")
     assert together.rank == alone.rank
     assert np.abs(dense(together) - dense(alone)).max() <= 1e-11
-
-
-def test_leading_eigenpairs(comm):
-    A = symmetric(np.r_[10, -9, 8, DECAY[3:]])
-    values, vectors = np.linalg.eigh(A)
-    order = np.argsort(-np.abs(values))
-    for given in ({"count": 3}, {"above": 5.0}):
-        theta, U = leading_eigenpairs(DenseMatrix(A, comm=comm), tolerance=1e-9, **given)
-        U = gather_rows(comm, np.ascontiguousarray(U), row_starts(N, comm.size))
-        assert np.allclose(theta, values[order[:3]], rtol=1e-12) and np.allclose(U.T @ U, np.eye(3), atol=1e-12)
-        assert np.abs(A @ U - U * theta).max() <= 1e-7 and np.allclose(np.abs(np.sum(U * vectors[:, order[:3]], axis=0)), 1)
-    with pytest.raises(InputError, match="either count or above"):
-        leading_eigenpairs(DenseMatrix(A, comm=comm))

@@ -15,7 +15,6 @@ from hpcHess.kronecker.layers import layers_of
 from hpcHess.kronecker.selection import choose, grown
 from hpcHess.kronecker.spectra import spectra_of
 from hpcHess.lowrank import interpolative
-from hpcHess.lowrank.leading import leading_eigenpairs
 from hpcHess.networks.network import Network
 from hpcHess.parallel import replicated as module
 from hpcHess.parallel.replicated import replicated
@@ -117,14 +116,6 @@ def test_norms(comm, other_blas):
     true = np.linalg.norm(exact, 2)
     for seed in range(3):
         assert 0.999 * true <= largest_eigenvalue(compress(operator, 1e-3, "dense", dtype="float64"), seed) <= (1 + 1e-10) * true
-
-
-def test_leading_eigenpairs(comm, other_blas):
-    operator, exact = problem(comm)
-    theta, U = leading_eigenpairs(operator, 6)
-    whole = np.concatenate(comm.allgather(U))
-    assert np.linalg.norm(exact @ whole - whole * theta) <= 1e-2 * theta[0]
-    np.testing.assert_allclose(whole.T @ whole, np.eye(6), atol=1e-10)
 
 
 def test_kronecker_spectra_by_random_projections(comm, other_blas):
