@@ -21,6 +21,7 @@ _HOMES = {
     "GaussNewton": "hpcHess.curvature.gauss_newton",
     "HierarchicalMatrix": "hpcHess.hierarchical.matrix",
     "InputError": "hpcHess.runtime.errors",
+    "MonteCarloFisher": "hpcHess.curvature.fisher",
     "Network": "hpcHess.networks.network",
     "compress": "hpcHess.formats.compress",
     "gallery": "hpcHess.gallery",

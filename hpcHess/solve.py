@@ -11,7 +11,7 @@ from hpcHess.formats.file import load
 from hpcHess.krylov.solve import column_norms
 from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import DONE, NOT_CONVERGED, InputError
-from hpcHess.runtime.jobfile import SOLVERS
+from hpcHess.runtime.schema import SOLVERS
 from hpcHess.runtime.session import run_driver
 from hpcHess.storage.vectors import check_finite, check_output, read_rows, write_rows
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hpcHess"
-ORDER = ["runtime", "parallel", "backend", "storage", "krylov", "networks", "curvature"]
+ORDER = ["runtime", "parallel", "backend", "storage", "krylov", "pytorch", "networks", "curvature"]
 ORDER += ["compressed", "tree", "skeleton", "hierarchical", "blockwise", "lowrank", "factored", "kronecker", "formats"]
 HOMES = {
     "cupy": "backend",
@@ -15,6 +15,8 @@ HOMES = {
     "h5py": "storage",
     "sklearn": "networks",
     "safetensors": "networks",
+    "onnx": "networks",
+    "torch": "pytorch",
     "tomllib": "runtime",
     "tomli": "runtime",
     "argparse": None,

@@ -17,7 +17,7 @@ from hpcHess.parallel.exchange import RowPermutation
 from hpcHess.parallel.memory import check_room
 from hpcHess.parallel.ownership import row_starts, starts_of
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import BLOCKS
+from hpcHess.runtime.schema import BLOCKS
 from hpcHess.runtime.progress import Silent
 
 _BATCH = 1 << 22  # entries evaluated at a time

@@ -88,7 +88,7 @@ def save(matrix, path, job=None, network=None, digests=None, factors=None):
     if network is not None:
         arrays = network.to_arrays()
         shapes = {name: list(array.shape) for name, array in arrays.items()}
-        attributes["network"] = json.dumps({"activation": network.activation, "loss": network.loss, "shapes": shapes})
+        attributes["network"] = json.dumps({"activation": network.activation, "loss": network.loss, "output": network.output, "shapes": shapes})
         for name, array in arrays.items():
             out.whole(f"network/{name}", np.ascontiguousarray(array, np.float64).ravel())
     if factors is not None:

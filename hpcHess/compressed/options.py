@@ -5,7 +5,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import MIN_PROBES
+from hpcHess.runtime.schema import MIN_PROBES
 
 
 def stored_dtype(dtype, rtol):

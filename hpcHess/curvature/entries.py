@@ -28,8 +28,8 @@ class Entries:
     def __init__(self, network, samples, comm):
         self.samples, self.kernel, self.n_params = samples, Kernel(samples, comm), network.n_params
         self._starts = np.array([at for at, _ in network.layer_offsets] + [network.n_params], np.int64)
-        self._inner = np.array(samples.widths[:-1], np.int64)
-        self._n_weights = np.array([W.size for W in network.weights], np.int64)
+        self._inner = np.array(network.inner, np.int64)
+        self._n_weights = self._inner * network.widths[1:]
         first = samples.n_layers if samples.M[-1] is None else max(0, samples.n_layers - 2)
         self._separable = int(samples.neuron_starts[first])  # neurons from here on have C_i e_p = g_ip M e_p
         self._gram = None if first == samples.n_layers else self._shared_gram(first)

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hpcHess.curvature.dense import DenseMatrix
-from hpcHess.curvature.fisher import EmpiricalFisher, Fisher
+from hpcHess.curvature.fisher import EmpiricalFisher, Fisher, MonteCarloFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.quadrature import quadrature
 from hpcHess.networks.network import Network
 from hpcHess.networks.problem import load_problem
-from hpcHess.parallel.agree import on_root
+from hpcHess.parallel.agree import on_root, together
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.jobfile import Job
 
-KINDS = {"gauss-newton": GaussNewton, "fisher": Fisher, "opg": EmpiricalFisher}
+KINDS = {"gauss-newton": GaussNewton, "fisher": Fisher, "mc-fisher": MonteCarloFisher, "opg": EmpiricalFisher}
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,11 @@ def _full_operator(job, comm, dtype, network):
     if "matrix" in job.tables:
         operator = DenseMatrix(job.path("matrix", "file"), job["matrix"].get("n"), comm, dtype)
         return operator, Origin({"matrix_hash": operator.digest}, f"dense matrix {job['matrix']['file']}")
-    problem = load_problem(job, comm, network)
-    operator = KINDS[job["curvature"]["kind"]](problem.network, problem.inputs, problem.targets, comm=comm, dtype=dtype)
+    problem, curvature = load_problem(job, comm, network), job["curvature"]
+    options = {key: curvature[key] for key in ("draws", "seed")} if curvature["kind"] == "mc-fisher" else {}
+    with together(comm):
+        part = problem.network.restricted([each - 1 for each in curvature["layers"]]) if "layers" in curvature else problem.network
+    operator = KINDS[curvature["kind"]](part, problem.inputs, problem.targets, problem.weights, comm, dtype, **options)
     digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
     summary = f"n = {operator.n_samples} samples, d = {operator.n_outputs} outputs"
     return operator, Origin(digests, summary, problem.network if "fit" in job["network"] else None)
@@ -74,7 +77,8 @@ def operator_of_matrix(matrix, dtype=np.float64):
     job = on_root(matrix.comm, Job.from_text, matrix.job_text, matrix.job_directory)
     network = None
     if matrix.network is not None:
-        network = Network.from_arrays(matrix.network["arrays"], matrix.network["activation"], matrix.network["loss"])
+        stored = matrix.network
+        network = Network.from_arrays(stored["arrays"], stored["activation"], stored["loss"], stored.get("output", "identity"))
     operator, origin = _full_operator(job, matrix.comm, dtype, network)
     for key, digest in origin.digests.items():
         if matrix.provenance.get(key) != digest:

@@ -28,8 +28,9 @@ class GaussNewton:
     .. math:: H = \sum_{i=1}^n w_i J_i^T Q_i J_i \in R^{N \times N}, \quad J_i = \partial z_i / \partial\theta \in R^{d \times N},
               \quad Q_i = \partial^2 f / \partial z_i^2
 
-    with Q = diag(p) − ppᵀ for cross-entropy on logits and Q = 2 I for ‖z − y‖² (summed over outputs). Symmetric positive
-    semidefinite; parameters in PyTorch's order. Schraudolph, Neural Computation 2002; Martens, JMLR 2020, §8.
+    with Q = diag(p) − ppᵀ for cross-entropy on logits, Q = diag(σ(z)(1 − σ(z))) for binary cross-entropy on logits and Q = 2 I for ‖z − y‖²
+    (both summed over outputs). Symmetric positive semidefinite; parameters in PyTorch's order, of the network's chosen layers alone
+    (`Network.restricted`). Schraudolph, Neural Computation 2002; Martens, JMLR 2020, §8.
 
     network   `networks.network.Network`
     inputs    [n, d_0], whole on every rank (read-only shared memory is fine)
@@ -65,8 +66,7 @@ class GaussNewton:
             targets = np.zeros(n, np.int64) if network.loss == "cross-entropy" else np.zeros((n, network.n_outputs), np.float32)
         return checked_data(network, inputs, targets)
 
-    @staticmethod
-    def _samples(network, inputs, targets, weights, comm, dtype):
+    def _samples(self, network, inputs, targets, weights, comm, dtype):
         """`Samples` of the curvature. Collective."""
         return Samples(network, inputs, comm, dtype, weights)
 
@@ -191,12 +191,13 @@ class GaussNewton:
         """`part(layer, piece)` [d_ℓ, d_{ℓ−1} + 1] combined (MPI.SUM or MPI.MAX) over all samples, in parameter order, [N]. Collective."""
         combine = np.add if operation == MPI.SUM else np.maximum
         result = []
-        for layer, (W, b) in enumerate(zip(self.network.weights, self.network.biases, strict=True)):
+        for layer in self.network.chosen:
+            W = self.network.weights[layer]
             total = np.zeros((W.shape[0], W.shape[1] + 1), dtype)
             for lo in range(self.mine.start, self.mine.stop, _SAMPLES):
                 combine(total, part(layer, slice(lo, min(self.mine.stop, lo + _SAMPLES))), out=total)
             result.append(total[:, :-1].ravel())
-            if b is not None:
+            if self.network.has_bias[layer]:
                 result.append(total[:, -1])
         return self._reduce(np.concatenate(result), operation)
 

@@ -16,7 +16,7 @@ class Kernel:
     def __init__(self, samples, comm):
         self.samples, self._held, self.stored = samples, None, None
         count = int(samples.neuron_starts[-1])
-        if all(C is None for C in samples.C) and samples.p is None or count**2 * samples.n * samples.dtype.itemsize > STORED_BYTES:
+        if all(C is None for C in samples.C) and samples.output is None or count**2 * samples.n * samples.dtype.itemsize > STORED_BYTES:
             return
         self._held = HostArray(comm, (count, count, samples.n), samples.dtype)
         share, every = self._held.share_of(samples.n), np.arange(count)
@@ -78,8 +78,8 @@ class _Made:
             values = self.values[rows]
             if C is not None:
                 np.einsum("en,pen->pn", column, C, out=values)
-            elif samples.p is not None:
-                np.multiply(np.sqrt(samples.p[local, piece]), column[local], out=values)
+            elif samples.output is not None:  # of the last layer: √p_p' v_p' or √q_p' v_p'
+                np.multiply(np.sqrt(samples.output[local, piece]), column[local], out=values)
             else:
                 np.matmul(samples.M[layer][local].astype(samples.dtype), column, out=values)
                 if layer < samples.n_layers - 1:
@@ -98,6 +98,10 @@ class _Made:
             own = column[local] * samples.rest[local, piece]
             column *= -samples.p[local, piece]
             column[local] = own
+            return column
+        if samples.q is not None:  # √q_p δ_ep
+            column = np.zeros((samples.widths[-1], piece.stop - piece.start), samples.dtype)
+            column[local] = np.sqrt(samples.q[local, piece])
             return column
         g = samples.slope(layer)[local, piece] if layer < samples.n_layers - 1 else np.ones(piece.stop - piece.start, samples.dtype)
         return samples.M[layer][local].astype(samples.dtype)[:, None] * g

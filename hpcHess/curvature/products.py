@@ -19,22 +19,22 @@ _COLUMNS = 64
 
 
 class _Layer:
-    """A layer's place in the parameters and in the samples' inputs; C = d_{ℓ−1}, + 1 with a bias."""
+    """A layer's place in the parameters and in the samples' inputs; its [V_W V_b] has d_{ℓ−1} columns, + 1 with a bias, none where it is not chosen."""
 
-    def __init__(self, W, offsets, rows):
-        (self.out, self.inner), self.W = W.shape, W
-        self.weight = slice(offsets[0], offsets[0] + W.size)
+    def __init__(self, W, offsets, own, rows, first):
+        (self.out, self.inner), self.W, self.own = W.shape, W, own
+        self.weight = slice(offsets[0], offsets[0] + self.out * own)
         self.bias = None if offsets[1] is None else slice(offsets[1], offsets[1] + self.out)
-        self.columns = self.inner + (self.bias is not None)
+        self.columns = own + (self.bias is not None)
         self.rows = slice(rows, rows + self.columns)
-        self.width = self.columns + (self.inner if rows else 0)  # of [V W]; the first layer's dx is 0
+        self.width = self.columns + (0 if first else self.inner)  # of [V W]; the first layer's dx is 0
 
     def parts(self, V, G):
         """Pairs (view [k, …] of parameters V [N, k], view of G [k, d_ℓ, c]) of the weight and, if there is one, the bias."""
         k = V.shape[1]
-        yield V[self.weight].T.reshape(k, self.out, self.inner), G[:k, :, : self.inner]
+        yield V[self.weight].T.reshape(k, self.out, self.own), G[:k, :, : self.own]
         if self.bias is not None:
-            yield V[self.bias].T, G[:k, :, self.inner]
+            yield V[self.bias].T, G[:k, :, self.own]
 
 
 class Products:
@@ -45,10 +45,12 @@ class Products:
         self.loss, self.n, self.mine, self.dtype = samples.loss, samples.n, mine, samples.dtype
         self.n_params, self.n_outputs = network.n_params, network.n_outputs
         self.X = backend.asarray(samples.X[:, mine])
-        self.slopes = [backend.asarray(samples.slope(layer)[:, mine]) for layer in range(samples.n_layers - 1)]
+        first = network.chosen[0]  # nothing changes before this layer
+        self.slopes = [backend.asarray(samples.slope(layer)[:, mine]) for layer in range(first, samples.n_layers - 1)]
         self.output = None if samples.output is None else backend.asarray(np.ascontiguousarray(samples.output[:, mine]))
         weights = [backend.asarray(np.ascontiguousarray(W, self.dtype)) for W in network.weights]
-        self.layers = [_Layer(*each) for each in zip(weights, network.layer_offsets, samples.row_starts[:-1].tolist(), strict=True)]
+        layers = list(zip(weights, network.layer_offsets, network.inner, samples.row_starts[:-1].tolist(), strict=True))[first:]
+        self.layers = [_Layer(*each, first=at == 0) for at, each in enumerate(layers)]
 
     def matmat(self, V):
         """(1/n) Σ_{i mine} J_iᵀ Q_i J_i V, [N, k] for V [N, k], row-major."""
@@ -191,11 +193,12 @@ class _Sweep:
         xp, X, (k, _, m) = self.xp, self.products.X[:, block], U.shape
         for at in range(len(self.layers) - 1, -1, -1):
             layer = self.layers[at]
-            u, x, G = U.reshape(-1, m), X[layer.rows], self.G[at][:k].reshape(-1, layer.columns)
-            if add:
-                G += xp.matmul(u, x.T, out=self.more[: G.size].reshape(G.shape))
-            else:
-                xp.matmul(u, x.T, out=G)
+            if layer.columns:
+                u, x, G = U.reshape(-1, m), X[layer.rows], self.G[at][:k].reshape(-1, layer.columns)
+                if add:
+                    G += xp.matmul(u, x.T, out=self.more[: G.size].reshape(G.shape))
+                else:
+                    xp.matmul(u, x.T, out=G)
             if at:
                 U = xp.matmul(layer.W.T, U, out=self.buffer(layer.inner, k, block, at - 1))
                 U *= self.products.slopes[at - 1][:, block]

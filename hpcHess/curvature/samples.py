@@ -10,9 +10,11 @@ Only inner products of columns of C matter, so a cheaper C with the same ones ma
   With W_L = Q T (QR, if L−1 is narrower) M^{L−1} = √2 T and M^L = √2 Qᵀ, r = min(d, d_{L−1}) rows each (but ⟨M^L e_p, M^L e_p'⟩ = 2 δ_pp').
 * cross-entropy, ℓ = L: C_e = √p_e (δ_ep − p_p), never stored. Every column of every layer's C is orthogonal to √p, hence
   ⟨C e_p, v⟩ = √p_p v_p for a column v of any layer.
+* binary cross-entropy (q = σ(1 − σ)) and squared error behind an output activation (q = 2 s'²), ℓ = L: C_e = √q_p δ_ep, never stored;
+  ⟨C e_p, v⟩ = √q_p v_p as well.
 * all others: C stored sample by sample, [d_ℓ, r, n].
 
-With targets, Q_i = δ_i δ_iᵀ, the outer product of the gradient δ_i = ∂f/∂z_i, R_i = δ_i: C_i^ℓ = ∂f/∂a_i^ℓ, r = 1, stored for all layers.
+With targets, Q_i = δ_i δ_iᵀ, the outer product of the gradient δ_i = ∂f/∂a_i^L, R_i = δ_i: C_i^ℓ = ∂f/∂a_i^ℓ, r = 1, stored for all layers.
 
 Arrays have the samples last. Factors are computed in float64 and rounded once.
 """
@@ -21,8 +23,8 @@ import copy
 
 import numpy as np
 
-from hpcHess.networks.activations import ACTIVATIONS
-from hpcHess.networks.losses import LOSSES, CrossEntropy, OuterProduct, softmax
+from hpcHess.networks.activations import activation
+from hpcHess.networks.losses import LOSSES, BinaryCrossEntropy, CrossEntropy, Diagonal, OuterProduct, SquaredError, softmax
 from hpcHess.parallel.ownership import starts_of
 from hpcHess.parallel.replicated import replicated
 from hpcHess.parallel.shared import HostArray
@@ -36,18 +38,21 @@ class Samples:
     X       [Σ (d_{ℓ−1} + 1), n]: the inputs of all layers, each followed by the bias input 1 (or both scaled); layer ℓ's rows: `inputs(ℓ)`
     slopes  [Σ_{ℓ<L} d_ℓ, n]: s' of the hidden layers; layer ℓ's: `slope(ℓ)`
     p, rest [d, n]: probabilities and 1 − p (cross-entropy, else None)
+    q       [d, n]: the diagonal of Q (binary cross-entropy, squared error behind an output activation; else None)
     C       list over the layers: [d_ℓ, r, n], or None where the factor is not stored
     M       list over the layers: [d_ℓ, r] of the shared factors, or None; `rank` is r
 
-    Layers count from 0 in code. Weights w_i [n] in place of 1/n scale all of X, and nothing else, by √(n w_i), the bias input too: x̃_i
+    loss    what takes the place of the loss as a function of a^L: CrossEntropy, SquaredError, Diagonal or OuterProduct
+
+    Layers count from 0 in code. `targets` (outer products): those of the samples, or a function (z [d, m], a slice of the samples) → targets. Weights w_i [n] in place of 1/n scale all of X, and nothing else, by √(n w_i), the bias input too: x̃_i
     occurs in H_i = J_iᵀ Q_i J_i twice, the rest of the factored form stays. Collective; every host's ranks share the work.
     """
 
     def __init__(self, network, inputs, comm, dtype, weights=None, targets=None):
-        self.loss, self.n, self.dtype = LOSSES[network.loss] if targets is None else OuterProduct, len(inputs), np.dtype(dtype)
+        self.loss, self.n, self.dtype = _effective(network) if targets is None else OuterProduct, len(inputs), np.dtype(dtype)
         self._targets = targets
         self.widths, self.n_layers, self._held = network.widths, network.n_layers, []
-        self.has_bias = [b is not None for b in network.biases]
+        self.has_bias, self.inner = network.has_bias, network.inner
         self.row_starts = starts_of(np.array(self.widths[:-1]) + 1)
         self.neuron_starts = starts_of(self.widths[1:])
         self.M, self._root = self._shared_factors(network, comm)
@@ -55,6 +60,7 @@ class Samples:
         self.X = self._allocate(comm, (int(self.row_starts[-1]), self.n))
         self.slopes = self._allocate(comm, (int(self.neuron_starts[-2]), self.n))
         self.p, self.rest = (None if self.loss is not CrossEntropy else self._allocate(comm, (self.widths[-1], self.n)) for _ in range(2))
+        self.q = None if self.loss is not Diagonal else self._allocate(comm, (self.widths[-1], self.n))
         stored = self.n_layers - (2 if self.loss.constant else 1 if targets is None else 0)
         self.C = [self._allocate(comm, (width, self.rank, self.n)) if layer < stored else None for layer, width in enumerate(self.widths[1:])]
         self._scale = None if weights is None else np.sqrt(self.n * np.asarray(weights, np.float64))
@@ -73,7 +79,7 @@ class Samples:
             return mine
 
         result.X, result.slopes = part(self.X), part(self.slopes)
-        result.p, result.rest = (None if each is None else part(each) for each in (self.p, self.rest))
+        result.p, result.rest, result.q = (None if each is None else part(each) for each in (self.p, self.rest, self.q))
         result.C = [None if each is None else part(each) for each in self.C]
         share = result._held[0].share_of(result.n)
         result.X[:, share] *= result._scale[share]
@@ -103,7 +109,7 @@ class Samples:
 
     def finite(self, rows):
         """Whether everything stored for a slice of samples is finite. Not collective."""
-        stored = [self.X, self.slopes, *(each for each in (self.p, *self.C) if each is not None)]
+        stored = [self.X, self.slopes, *(each for each in (self.p, self.q, *self.C) if each is not None)]
         return all(np.isfinite(each[..., rows]).all() for each in stored)
 
     def inputs(self, layer):
@@ -111,8 +117,9 @@ class Samples:
         return self.X[self.row_starts[layer] : self.row_starts[layer + 1]]
 
     def parameter_inputs(self, layer):
-        """x of a layer, with the bias input last where the layer has a bias, [d_{ℓ−1} or d_{ℓ−1} + 1, n]."""
-        return self.inputs(layer)[: self.widths[layer] + self.has_bias[layer]]
+        """x of a layer that meets parameters, the bias input last where there are biases, [d_{ℓ−1} or d_{ℓ−1} + 1, n]; [0, n] of a layer that
+        is not chosen (`Network.restricted`)."""
+        return self.inputs(layer)[: self.inner[layer] + self.has_bias[layer]]
 
     def slope(self, layer):
         """s' of a hidden layer, [d_ℓ, n]."""
@@ -132,7 +139,7 @@ class Samples:
 
     def _forward(self, network, x, block):
         """Store x, s', p; returns s' of the hidden layers in float64."""
-        activation, slopes = ACTIVATIONS[network.activation], []
+        slopes = []
         for layer, (W, b) in enumerate(zip(network.weights, network.biases, strict=True)):
             rows = self.inputs(layer)[:, block]
             scale = 1 if self._scale is None else self._scale[block]
@@ -141,14 +148,22 @@ class Samples:
             if b is not None:
                 a += b[:, None]
             if layer < self.n_layers - 1:
-                x, slope = activation(a)
+                x, slope, _ = activation(network.activations[layer])(a)
                 self.slope(layer)[:, block] = slope
                 slopes.append(slope)
+        self._outputs(network, a, block)
+        return slopes
+
+    def _outputs(self, network, a, block):
+        """Store p or q, or keep the gradients ∂f/∂a^L, for a^L [d, m]."""
+        z, slope, _ = activation(network.output)(a)
         if self.p is not None:
             self.p[:, block], self.rest[:, block] = self._probabilities = softmax(a)
+        if self.q is not None:
+            self.q[:, block] = self._diagonal = BinaryCrossEntropy.curvature(a) if network.loss == "binary-cross-entropy" else 2 * slope**2
         if self._targets is not None:
-            self._gradients = LOSSES[network.loss].gradient(a, self._targets[block])
-        return slopes
+            targets = self._targets(z, block) if callable(self._targets) else self._targets[block]
+            self._gradients = slope * LOSSES[network.loss].gradient(z, targets)
 
     def _backward(self, network, slopes, block):
         """Store C of the layers that have one, from the last of them to the first: [d_ℓ, r, samples]."""
@@ -160,6 +175,8 @@ class Samples:
             W = network.weights[layer + 1]
             if C is not None:
                 C = (W.T @ C.reshape(len(W), -1)).reshape(W.shape[1], *C.shape[1:]) * slopes[layer][:, None]
+            elif self.q is not None:  # √q_e W_ep s'_p
+                C = W.T[:, :, None] * (slopes[layer][:, None] * np.sqrt(self._diagonal))
             elif self.p is None:
                 C = self.M[layer][:, :, None] * slopes[layer][:, None]
             else:  # √p_e (W_ep − Σ_c p_c W_cp) s'_p
@@ -174,6 +191,8 @@ class Samples:
             return self.C[layer][:, :, rows].any(axis=1)
         if self.p is not None:
             return (self.p[:, rows] != 0) & (self.rest[:, rows] != 0)
+        if self.q is not None:
+            return self.q[:, rows] != 0
         shape = self.widths[layer + 1], rows.stop - rows.start
         if layer == self.n_layers - 1:
             return np.ones(shape, bool)
@@ -181,8 +200,8 @@ class Samples:
 
     @property
     def output(self):
-        """What Q_i and R_i are made of, [d, n]: p, or the gradients ∂f/∂z, or None."""
-        return self.C[-1][:, 0] if self.loss is OuterProduct else self.p
+        """What Q_i and R_i are made of, [d, n]: p, or q, or the gradients ∂f/∂a^L, or None."""
+        return self.C[-1][:, 0] if self.loss is OuterProduct else self.q if self.p is None else self.p
 
     def own_kernel(self, layer, rows):
         """κ_i(p, p) for a slice of samples, float64 [d_ℓ, len]."""
@@ -190,14 +209,22 @@ class Samples:
             return np.einsum("pen,pen->pn", self.C[layer][:, :, rows], self.C[layer][:, :, rows], dtype=np.float64)
         if self.p is not None:
             return np.multiply(self.p[:, rows], self.rest[:, rows], dtype=np.float64)
+        if self.q is not None:
+            return self.q[:, rows].astype(np.float64)
         if layer == self.n_layers - 1:
             return np.full((self.widths[-1], rows.stop - rows.start), 2.0)
         return np.square(self.slope(layer)[:, rows], dtype=np.float64) * np.square(self.M[layer]).sum(axis=1)[:, None]
 
     def close(self):
         """Free the host's memory. Collective."""
-        self.X = self.slopes = self.p = self.rest = None
+        self.X = self.slopes = self.p = self.rest = self.q = None
         self.C = [None] * self.n_layers
         for held in self._held:
             held.close()
         self._held = []
+
+
+def _effective(network):
+    """The loss as a function of a^L."""
+    loss = LOSSES[network.loss]
+    return Diagonal if loss is BinaryCrossEntropy or loss is SquaredError and network.output != "identity" else loss

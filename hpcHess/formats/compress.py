@@ -12,7 +12,7 @@ from hpcHess.formats.registry import FORMATS, format_of
 from hpcHess.formats.structured import compress_structured
 from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import OBJECTIVES, ONLY, STRUCTURED, WORKLOADS
+from hpcHess.runtime.schema import OBJECTIVES, ONLY, STRUCTURED, WORKLOADS
 from hpcHess.runtime.progress import Silent
 
 AUTO = "auto"

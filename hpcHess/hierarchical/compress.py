@@ -10,7 +10,7 @@ from hpcHess.hierarchical.error import spectral_error
 from hpcHess.hierarchical.search import Search, first_samples, prepared
 from hpcHess.parallel.agree import tell
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import SAMPLINGS, SOLVERS
+from hpcHess.runtime.schema import SAMPLINGS, SOLVERS
 from hpcHess.runtime.progress import Silent
 from hpcHess.tree.auto import cheapest_tree
 from hpcHess.tree.build import build_tree

@@ -15,7 +15,7 @@ from hpcHess.lowrank.search import RANKS_A_PROBE, Steering, search
 from hpcHess.parallel.agree import tell
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import METHODS
+from hpcHess.runtime.schema import METHODS
 from hpcHess.runtime.progress import Silent
 
 ATTEMPTS = 4

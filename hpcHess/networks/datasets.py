@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import DATASETS
+from hpcHess.runtime.schema import DATASETS
 
 _TIMEOUT = 60.0  # seconds without an answer
 _ADULT_CATEGORIES = (1, 3, 5, 6, 7, 8, 9, 13)  # columns that hold words; the last, 14, is the label

@@ -5,6 +5,8 @@ Samples come last: U is [k, d, n], what a sample's Q needs is [d, n].
 
 import numpy as np
 
+from hpcHess.networks.activations import sigmoid
+
 
 def softmax(z):
     """(p, 1 − p) for logits z [d, n]; 1 − p is a sum of the other classes where p is large, accurate for sure samples too."""
@@ -30,6 +32,12 @@ class CrossEntropy:
         samples = np.arange(z.shape[1])
         p[labels, samples] = -rest[labels, samples]
         return p
+
+    @staticmethod
+    def draw(z, uniform):
+        """Labels [n] from softmax(z) for numbers [n] in [0, 1)."""
+        total = np.cumsum(softmax(z)[0], axis=0)
+        return np.minimum((total < uniform * total[-1]).sum(axis=0), len(z) - 1)
 
     @staticmethod
     def apply_hessian(U, p):
@@ -65,6 +73,45 @@ class SquaredError:
         U *= U.dtype.type(np.sqrt(2.0))
 
 
+class BinaryCrossEntropy:
+    """f = Σ_e log(1 + exp z_e) − y_e z_e, y_e in [0, 1]:  Q = diag(q),  q = σ(z) (1 − σ(z)),  R = diag(√q): logistic regression in every output."""
+
+    constant = False
+
+    @staticmethod
+    def gradient(z, targets):
+        """∂f/∂z = σ(z) − y for z [d, n] and y [n, d], [d, n]; ∓1/(1 + exp ±z) without cancellation where y is 0 or 1."""
+        s = sigmoid(z)[0]
+        y = targets.T
+        return np.where(y == 1, -sigmoid(-z)[0], s - y)
+
+    @staticmethod
+    def curvature(z):
+        """q, [d, n]."""
+        return sigmoid(z)[1]
+
+    @staticmethod
+    def draw(z, uniform):
+        """Targets [n, d] of 0 and 1 with the probabilities σ(z), for numbers [n, d] in [0, 1)."""
+        return (uniform < sigmoid(z)[0].T).astype(np.float64)
+
+
+class Diagonal:
+    """Q = diag(q), q ≥ 0 [d, n], R = diag(√q): binary cross-entropy, and squared error behind an output activation, seen from a^L."""
+
+    constant = False
+
+    @staticmethod
+    def apply_hessian(U, q):
+        """U ← diag(q) U in place."""
+        U *= q
+
+    @staticmethod
+    def apply_root(U, q):
+        """U ← diag(√q) U in place."""
+        U *= np.sqrt(q)
+
+
 class OuterProduct:
     """Q = δ δᵀ, R = δ for the gradients δ = ∂f/∂z of whichever loss, [d, n]: no Hessian, but it takes the place of one."""
 
@@ -81,4 +128,4 @@ class OuterProduct:
         U[...] = delta * U[:, :1].copy()
 
 
-LOSSES = {"cross-entropy": CrossEntropy, "squared-error": SquaredError}
+LOSSES = {"cross-entropy": CrossEntropy, "binary-cross-entropy": BinaryCrossEntropy, "squared-error": SquaredError}

@@ -1,32 +1,35 @@
 """The multilayer perceptron: weights, biases, and the order of its parameters."""
 
+import copy
 import hashlib
 import re
 
 import numpy as np
 
 from hpcHess.runtime.errors import InputError
-from hpcHess.runtime.jobfile import ACTIVATIONS, LOSSES
+from hpcHess.runtime.schema import LOSSES, checked_activation
 
 _KEY = re.compile(r"(0|[1-9]\d*)\.(weight|bias)")
 
 
 class Network:
-    """x^ℓ = s(a^ℓ), a^ℓ = W_ℓ x^{ℓ−1} + b_ℓ for ℓ = 1 … L; the last layer has no activation: its a^L are the outputs z.
+    """x^ℓ = s_ℓ(a^ℓ), a^ℓ = W_ℓ x^{ℓ−1} + b_ℓ for ℓ = 1 … L; the outputs are z = s_L(a^L), s_L = identity unless `output` says otherwise.
 
     weights      list of L arrays [out, in]
     biases       list of L arrays [out], or None where a layer has none; None: no layer has one
-    activation   s: "relu", "tanh" or "sigmoid"
-    loss         "cross-entropy" (on logits, integer labels) or "squared-error" (‖z − y‖²); both are means over the samples
+    activation   the hidden layers' s: a name (`networks.activations`), "leaky-relu(0.2)" with its slope, or a list of L − 1 names
+    loss         "cross-entropy" (on logits z, integer labels), "binary-cross-entropy" (on logits z, targets in [0, 1], summed over the outputs) or
+                 "squared-error" (‖z − y‖²); all are means over the samples
+    output       s_L, of squared-error only: logits have none
 
     Everything is held in float64, row-major. Parameters are numbered as PyTorch's `parameters_to_vector` numbers them: layer by
-    layer, weight row-major, then bias. InputError: shapes that do not chain, NaN or Inf (the layer is named), unknown names.
+    layer, weight row-major, then bias; those of layers that are not `chosen` (`restricted`) are constants, and not counted.
+    InputError: shapes that do not chain, NaN or Inf (the layer is named), unknown names, an output that does not fit the loss.
     """
 
-    def __init__(self, weights, biases=None, activation="relu", loss="cross-entropy"):
-        for name, value, allowed in (("activation", activation, ACTIVATIONS), ("loss", loss, LOSSES)):
-            if value not in allowed:
-                raise InputError(f"the {name} must be {' or '.join(allowed)}, not {value!r}")
+    def __init__(self, weights, biases=None, activation="relu", loss="cross-entropy", output="identity"):
+        if loss not in LOSSES:
+            raise InputError(f"the loss must be {' or '.join(LOSSES)}, not {loss!r}")
         if len(weights) == 0:
             raise InputError("a network needs at least one layer")
         biases = [None] * len(weights) if biases is None else biases
@@ -34,8 +37,30 @@ class Network:
             raise InputError(f"{len(weights)} weights but {len(biases)} biases: use None where a layer has no bias")
         self.weights = [_parameter(_key(layer, "weight"), each, 2) for layer, each in enumerate(weights)]
         self.biases = [None if each is None else _parameter(_key(layer, "bias"), each, 1) for layer, each in enumerate(biases)]
-        self.activation, self.loss = str(activation), str(loss)
+        self.activations, self.loss = _activations(activation, len(weights) - 1), str(loss)
+        self.output = checked_activation(output, "the output's activation")
+        if self.output != "identity" and loss != "squared-error":
+            raise InputError(f"the loss {loss} takes logits, the last layer's outputs as they are: it has no output activation {self.output}")
+        self.chosen = tuple(range(len(weights)))
         self._check_chain()
+
+    @property
+    def activation(self):
+        """The hidden layers' one activation, or the list of them where they differ."""
+        different = list(dict.fromkeys(self.activations)) or ["relu"]
+        return different[0] if len(different) == 1 else list(self.activations)
+
+    def restricted(self, layers):
+        """The same function with the parameters of these layers alone (numbered from 0); those of the others are constants. InputError: no
+        such layers, or none.
+        """
+        layers = [int(each) for each in layers]
+        wrong = next((each for each in layers if not 0 <= each < self.n_layers), None)
+        if wrong is not None or not layers or len(set(layers)) < len(layers):
+            raise InputError(f"layers must be different ones of 1 … {self.n_layers}, at least one, not {[each + 1 for each in layers]}")
+        result = copy.copy(self)
+        result.chosen = tuple(sorted(layers))
+        return result
 
     def _check_chain(self):
         for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -49,7 +74,9 @@ class Network:
 
     def __repr__(self):
         widths = "-".join(map(str, self.widths))
-        return f"Network({widths} {self.activation}, {self.loss}, {self.n_params} parameters)"
+        activation = self.activation if isinstance(self.activation, str) else "/".join(self.activation)
+        chosen = "" if len(self.chosen) == self.n_layers else f" of layers {', '.join(str(each + 1) for each in self.chosen)}"
+        return f"Network({widths} {activation}, {self.loss}, {self.n_params} parameters{chosen})"
 
     @property
     def widths(self):
@@ -73,30 +100,44 @@ class Network:
 
     @property
     def n_params(self):
-        """N, dead parameters included."""
+        """N, dead parameters included: of the chosen layers."""
         return sum(each.size for each in self._in_order())
 
     @property
+    def has_bias(self):
+        """Whether a layer has biases that are parameters, a list."""
+        return [b is not None and layer in self.chosen for layer, b in enumerate(self.biases)]
+
+    @property
+    def inner(self):
+        """Inputs of a layer that meet parameters, the bias' 1 not counted, a list: d_{ℓ−1}, or 0 of a layer that is not chosen."""
+        return [W.shape[1] if layer in self.chosen else 0 for layer, W in enumerate(self.weights)]
+
+    @property
     def layer_offsets(self):
-        """(first index of the weight, first index of the bias or None) of every layer, in parameter order."""
+        """(first index of the weight, first index of the bias or None) of every layer, in parameter order; `inner` says whether there are weights."""
         offsets, at = [], 0
-        for W, b in zip(self.weights, self.biases, strict=True):
-            offsets.append((at, None if b is None else at + W.size))
-            at += W.size + (0 if b is None else b.size)
+        for W, inner, has_bias in zip(self.weights, self.inner, self.has_bias, strict=True):
+            bias = at + len(W) * inner
+            offsets.append((at, bias if has_bias else None))
+            at = bias + len(W) * has_bias
         return offsets
 
     def parameters(self):
-        """All parameters as one vector, [N] float64, in parameter order."""
+        """The parameters as one vector, [N] float64, in parameter order."""
         return np.concatenate([each.ravel() for each in self._in_order()])
 
     def _in_order(self):
-        return [each for pair in zip(self.weights, self.biases, strict=True) for each in pair if each is not None]
+        layers = list(zip(self.weights, self.biases, strict=True))
+        return [each for layer in self.chosen for each in layers[layer] if each is not None]
 
     def digest(self):
-        """sha256 (hex) over shapes, float64 values, activation and loss: the same for the same network in any file or dtype."""
+        """sha256 (hex) over shapes, float64 values, activations, loss and what is chosen: the same for the same network in any file or dtype."""
         shapes = [(W.shape, b is not None) for W, b in zip(self.weights, self.biases, strict=True)]
-        result = hashlib.sha256(repr((shapes, self.activation, self.loss)).encode())
-        for each in self._in_order():
+        more = () if self.output == "identity" else (self.output,)
+        more += () if len(self.chosen) == self.n_layers else (self.chosen,)
+        result = hashlib.sha256(repr((shapes, self.activation, self.loss, *more)).encode())
+        for each in (each for pair in zip(self.weights, self.biases, strict=True) for each in pair if each is not None):
             result.update(each.astype("<f8", copy=False).tobytes())
         return result.hexdigest()
 
@@ -110,7 +151,7 @@ class Network:
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays, activation, loss):
+    def from_arrays(cls, arrays, activation, loss, output="identity"):
         """The network of `to_arrays`. InputError: odd or missing keys, and as the constructor."""
         odd = next((key for key in arrays if not _KEY.fullmatch(key)), None)
         if odd is not None:
@@ -126,7 +167,18 @@ class Network:
             raise InputError(f"odd key {between}.*: layers are 0, 2, 4, …, with an activation after each but the last")
         layers = range(n_layers)
         weights = [arrays[_key(layer, "weight")] for layer in layers]
-        return cls(weights, [arrays.get(_key(layer, "bias")) for layer in layers], activation, loss)
+        return cls(weights, [arrays.get(_key(layer, "bias")) for layer in layers], activation, loss, output)
+
+
+def _activations(given, count):
+    """The names of `count` hidden layers; InputError for unknown ones or another number of them."""
+    if isinstance(given, str):
+        name = checked_activation(given, "the activation")
+        return [name] * count
+    given = list(given)
+    if len(given) != count:
+        raise InputError(f"{len(given)} activations for {count} hidden layers: give one name, or one for each hidden layer")
+    return [checked_activation(each, "the activation") for each in given]
 
 
 def _key(layer, name):

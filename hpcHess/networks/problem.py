@@ -23,13 +23,15 @@ class Problem:
     """A network and its data.
 
     inputs    [n, width] float32 or float64, one copy a host, read-only
-    targets   int64 labels [n] for cross-entropy, [n, d] float32 or float64 for squared-error; likewise
+    targets   int64 labels [n] for cross-entropy, else [n, d] float32 or float64; likewise
+    weights   of the samples, [n] float64 (checked by the curvature), or None: 1/n each
     digests   sha256 (hex): equal where the numbers are equal, whatever file and dtype they came in
     """
 
     network: Network
     inputs: np.ndarray
     targets: np.ndarray
+    weights: np.ndarray | None
     network_digest: str
     data_digest: str
 
@@ -40,25 +42,27 @@ def load_problem(job, comm, network=None):
     network: on rank 0, one that the job's [network.fit] made before (it lies in the factor file), so that it is not fitted again.
     InputError on every rank: files missing or unreadable, and as `checked_data`.
     """
-    inputs = targets = digests = None
+    inputs = targets = digests = weights = None
     with together(comm):
         if comm.rank == 0:
             network, inputs, targets = _load(job, network)
-            digests = network.digest(), data_digest(inputs, targets)
-    network, digests, autoencode = comm.bcast((network, digests, targets is inputs))
+            path, samples = job.path("data", "weights"), job["data"]["samples"]
+            weights = None if path is None else read_npy(path, samples)
+            digests = network.digest(), data_digest(inputs, targets, weights)
+    network, digests, autoencode, weights = comm.bcast((network, digests, targets is inputs, weights))
     inputs = share(comm, inputs)
     targets = inputs if autoencode else share(comm, targets)
-    return Problem(network, inputs, targets, *digests)
+    return Problem(network, inputs, targets, weights, *digests)
 
 
 def _load(job, network):
     """(network, inputs, targets) of one process."""
     options, (inputs, targets, names) = job["network"], _read_data(job)
     if network is None and "weights" in options:
-        network = read_network(job.path("network", "weights"), options["activation"], options["loss"])
+        network = read_network(job.path("network", "weights"), options.get("activation"), options["loss"], options.get("output"))
     if network is None:
         inputs, targets = _checked_arrays(options["loss"], inputs, targets, names)
-        network = fit(inputs, targets, **options["fit"], activation=options["activation"], loss=options["loss"])
+        network = fit(inputs, targets, **options["fit"], activation=options.get("activation", "relu"), loss=options["loss"], output=options.get("output"))
     return network, *checked_data(network, inputs, targets, names)
 
 
@@ -117,8 +121,12 @@ def _checked_arrays(loss, inputs, targets, names):
     """The checks that need no network."""
     same = targets is inputs
     inputs = _real_rows(inputs, names[0])
-    if loss == "squared-error":
+    if loss != "cross-entropy":
+        if loss == "binary-cross-entropy" and np.ndim(targets) == 1:  # one output
+            targets = np.asarray(targets)[:, None]
         targets = inputs if same else _real_rows(targets, names[1])
+        if loss == "binary-cross-entropy":
+            _check_probabilities(targets, names[1])
     else:
         targets = np.asarray(targets)
         if targets.ndim != 1 or targets.dtype.kind not in "iu":
@@ -130,6 +138,14 @@ def _checked_arrays(loss, inputs, targets, names):
     if len(targets) != len(inputs):
         raise InputError(f"{names[1]} has {len(targets)} samples, {names[0]} has {len(inputs)}")
     return inputs, targets
+
+
+def _check_probabilities(targets, name):
+    for first, rows in _row_blocks(targets):
+        wrong = (rows < 0) | (rows > 1)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise InputError(f"{name}: binary-cross-entropy needs targets in 0 … 1, this has {rows[row, column]} at [{first + row}, {column}]")
 
 
 def _real_rows(array, name):
@@ -150,10 +166,10 @@ def _real_rows(array, name):
     return array
 
 
-def data_digest(inputs, targets):
-    """sha256 (hex) over shapes and numbers: inputs and real targets as float64, labels as int64. Not collective."""
+def data_digest(inputs, targets, weights=None):
+    """sha256 (hex) over shapes and numbers: inputs, real targets and weights as float64, labels as int64. Not collective."""
     result = hashlib.sha256(repr((inputs.shape, targets.shape, targets.dtype.kind == "f")).encode())
-    for array in (inputs, targets):
+    for array in (inputs, targets) if weights is None else (inputs, targets, np.asarray(weights, np.float64)):
         for _, rows in _row_blocks(array):
             result.update(np.ascontiguousarray(rows, "<f8" if array.dtype.kind == "f" else "<i8").data)
     return result.hexdigest()

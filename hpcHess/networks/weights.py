@@ -16,7 +16,7 @@ from hpcHess.storage.arrays import read_arrays
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
-def read_network(path, activation, loss):
+def read_network(path, activation=None, loss="cross-entropy", output=None):
     """The network of a .npz, .safetensors or .h5 file; biases are optional. Not collective.
 
     InputError: missing or unreadable file, odd or missing keys, shapes that do not chain, NaN or Inf; names file and key.
@@ -29,7 +29,7 @@ def read_network(path, activation, loss):
         raise InputError(f"cannot read {path}: there is no such file")
     arrays = read(path)
     try:
-        return Network.from_arrays(arrays, activation, loss)
+        return Network.from_arrays(arrays, activation or "relu", loss, output or "identity")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

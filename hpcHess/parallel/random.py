@@ -13,6 +13,15 @@ def gaussian_rows(seed, stream, lo, hi, columns, dtype=np.float32):
     `stream` names the matrix, `columns` (a range) its columns. Entry (i, j) comes from Philox (Salmon and others, SC 2011)
     with key (seed, stream) and counter (row chunk, column); drawn in float32, so float64 holds the same numbers. Not collective.
     """
+    return _rows(lambda generator, count: generator.standard_normal(count, np.float32), seed, stream, lo, hi, columns, dtype)
+
+
+def uniform_rows(seed, stream, lo, hi, columns):
+    """The same of numbers that are uniform in [0, 1), float64."""
+    return _rows(lambda generator, count: generator.random(count), seed, stream, lo, hi, columns, np.float64)
+
+
+def _rows(draw, seed, stream, lo, hi, columns, dtype):
     result = np.empty((len(columns), hi - lo), dtype)
     key = np.array([seed, zlib.crc32(stream.encode())], np.uint64)
     for chunk in range(lo // _CHUNK, -(-hi // _CHUNK)):
@@ -20,7 +29,7 @@ def gaussian_rows(seed, stream, lo, hi, columns, dtype=np.float32):
         a, b = max(lo, first), min(hi, first + _CHUNK)
         for at, column in enumerate(columns):
             bits = np.random.Philox(key=key, counter=np.array([0, chunk, column, 0], np.uint64))
-            result[at, a - lo : b - lo] = np.random.Generator(bits).standard_normal(b - first, np.float32)[a - first :]
+            result[at, a - lo : b - lo] = draw(np.random.Generator(bits), b - first)[a - first :]
     return result.T
 
 

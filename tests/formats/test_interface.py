@@ -15,7 +15,7 @@ from hpcHess.formats.compress import compress
 from hpcHess.formats.registry import FORMATS, format_of
 from hpcHess.info import describe, summarize
 from hpcHess.networks.network import Network
-from hpcHess.runtime import jobfile
+from hpcHess.runtime import schema
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from hpcHess.storage.factor_file import FactorFile
 from tests.reference.gauss_newton import gauss_newton
@@ -47,7 +47,7 @@ def compressed(name):
 
 
 def test_names_are_those_of_job_files():
-    assert set(jobfile.FORMATS) == {*ASKED, "auto"}
+    assert set(schema.FORMATS) == {*ASKED, "auto"}
     with pytest.raises(InputError, match="format must be .*kronecker-sum.* or auto, not 'hodlr'"):
         compress(problem()[0], format="hodlr")
     with pytest.raises(InputError, match="not asked for by name"):

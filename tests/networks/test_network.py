@@ -59,7 +59,7 @@ def test_digest_depends_on_everything_but_dtype():
     others = [
         Network([moved], [b]),
         Network([W], None),
-        Network([W], [b], "tanh"),
+        Network([W], [b], "relu", "squared-error", "tanh"),
         Network([W], [b], "relu", "squared-error"),
         Network([np.append(W.ravel(), b).reshape(4, 2)]),  # the same eight numbers
     ]
@@ -90,8 +90,8 @@ def test_bad_weights(weights, biases, message):
 
 
 def test_unknown_names():
-    with pytest.raises(InputError, match="activation must be relu or tanh or sigmoid, not 'gelu'"):
-        Network([np.ones((1, 1))], activation="gelu")
+    with pytest.raises(InputError, match="activation must be relu or leaky-relu or .* or identity, not 'gelo' .did you mean gelu"):
+        Network([np.ones((1, 1))], activation="gelo")
     with pytest.raises(InputError, match="loss must be"):
         Network([np.ones((1, 1))], loss="hinge")
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from hpcHess.runtime import jobfile
+from hpcHess.runtime import jobfile, schema
 from hpcHess.runtime.errors import InputError
 
 MINIMAL = '[network]\nweights = "w.npz"\n[data]\ninputs = "x.npy"\ntargets = "y.npy"\n'
@@ -23,9 +23,17 @@ def job_path(tmp_path):
 
 def test_defaults_are_filled_in(job_path, tmp_path):
     job = jobfile.load(job_path(MINIMAL))
-    assert job["network"] == {"weights": "w.npz", "activation": "relu", "loss": "cross-entropy"}
+    assert job["network"] == {"weights": "w.npz", "loss": "cross-entropy"}
     assert job["data"] == {"inputs": "x.npy", "targets": "y.npy", "samples": 0, "task": "classify"}
-    assert job["curvature"] == {"kind": "gauss-newton"}
+    assert job["curvature"] == {
+        "kind": "gauss-newton",
+        "l2": 0.0,
+        "draws": 1,
+        "seed": 0,
+        "entries": "exact",
+        "samples_per_entry": 0,
+        "entries_error": 0.1,
+    }
     assert job["compress"] == {
         "format": "hss",
         "leaf_size": 64,
@@ -141,12 +149,12 @@ def test_a_quadrature_is_a_count_or_an_error(job_path):
         (["compress.sampling=products", "compress.format=fmm"], 'compress.sampling = "products" compresses to compress.format = "hss"'),
         (["compress.n_neighbors=0"], "compress.n_neighbors must be at least 1"),
         (["compress.solver=lu"], "compress.solver must be elimination or ulv or woodbury"),
-        (["curvature.kind=hessian"], "curvature.kind must be gauss-newton"),
-        (["network.activation=gelu"], "network.activation must be relu or tanh or sigmoid"),
+        (["curvature.kind=hessean"], "curvature.kind must be gauss-newton"),
+        (["network.activation=gelo"], "network.activation must be relu or leaky-relu or tanh or .*did you mean gelu"),
         (["network.loss=hinge"], "network.loss must be"),
         (["network.weights=''"], "network.weights is empty"),
         (["network.weights=3"], "network.weights must be text"),
-        (["network.fit.hidden=[3]"], r"network.weights or by a table \[network.fit\], not both"),
+        (["network.fit.hidden=[3]"], r"by a table \[network.fit\], or as network.torch, not both"),
         (["network.fit.epochs=3"], "not both"),
         (["data.dataset=digits"], "data.inputs or as data.dataset, not both"),
         (["data.samples=-5"], "data.samples must be at least 0"),
@@ -181,7 +189,7 @@ def test_mistakes_in_overrides(job_path, overrides, message):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", r"network.weights or by a table \[network.fit\], one of them is missing"),
+        ("", r"by a table \[network.fit\], or as network.torch, one of them is missing"),
         ('[network]\nweights = "w.npz"', "data.inputs or as data.dataset, one of them is missing"),
         ('[network]\nweights = "w.npz"\n[data]\ninputs = "x.npy"', "data.targets is missing"),
         ('[network]\nweights = "w.npz"\n[data]\ntargets = "y.npy"', "one of them is missing"),
@@ -218,7 +226,7 @@ def test_unreadable_files(tmp_path):
 
 def test_reference_names_every_key_with_its_default():
     lines = jobfile.reference().splitlines()
-    for table, keys in jobfile.SCHEMA.items():
+    for table, keys in schema.SCHEMA.items():
         assert f"[{table}]" in lines
         for name, key in keys.items():
             assert key.doc and any(line.startswith(f"{name} =") and key.doc in line for line in lines)
