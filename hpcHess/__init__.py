@@ -23,6 +23,8 @@ _HOMES = {
     "InputError": "hpcHess.runtime.errors",
     "MonteCarloFisher": "hpcHess.curvature.fisher",
     "Network": "hpcHess.networks.network",
+    "PrincipalSubmatrix": "hpcHess.curvature.submatrix",
+    "Regularized": "hpcHess.curvature.regularized",
     "compress": "hpcHess.formats.compress",
     "gallery": "hpcHess.gallery",
     "load": "hpcHess.formats.file",

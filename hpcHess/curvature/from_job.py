@@ -1,5 +1,6 @@
 """The operator that a job file describes, or that a factor file was made from."""
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,8 +9,10 @@ from hpcHess.curvature.dense import DenseMatrix
 from hpcHess.curvature.fisher import EmpiricalFisher, Fisher, MonteCarloFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.quadrature import quadrature
+from hpcHess.curvature.regularized import Regularized
+from hpcHess.curvature.submatrix import PrincipalSubmatrix, checked_indices
 from hpcHess.networks.network import Network
-from hpcHess.networks.problem import load_problem
+from hpcHess.networks.problem import load_problem, read_npy
 from hpcHess.parallel.agree import on_root, together
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.jobfile import Job
@@ -21,7 +24,7 @@ KINDS = {"gauss-newton": GaussNewton, "fisher": Fisher, "mc-fisher": MonteCarloF
 class Origin:
     """What an operator was made from.
 
-    digests   of what was read, for the file's provenance: {"network_hash": …, "data_hash": …} or {"matrix_hash": …}
+    digests   of what was read, for the file's provenance: {"network_hash": …, "data_hash": …} or {"matrix_hash": …}; "parameters_hash"
     summary   for people
     fitted    the Network that the job had fitted, which no file holds; else None
     """
@@ -34,21 +37,25 @@ class Origin:
 def operator_from_job(job, comm, dtype=np.float64, network=None, progress=None):
     """(operator, Origin) of a job; `network` given: not fitted again. Collective; raises InputError for bad input.
 
-    With data.quadrature the operator is that of the chosen samples: its `quadrature` says which and the error, its `full` is the operator
-    on all of them, which the digests are of. Without, `quadrature` is None.
+    Problem → kind, of curvature.layers → chosen samples (data.quadrature) → entries → curvature.parameters → l2. With data.quadrature the operator
+    is that of the chosen samples: its `quadrature` says which and the error, its `full` is the operator on all of them, which the
+    digests are of. Without, `quadrature` is None.
     """
-    operator, origin = _full_operator(job, comm, dtype, network)
-    asked = job["data"].get("quadrature") if "data" in job.tables else None
-    if asked is None:
+    operator, origin = _whole_operator(job, comm, dtype, network)
+    if "matrix" in job.tables:
         return operator, origin
-    chosen = quadrature(operator, **{"count" if isinstance(asked, int) else "rtol": asked}, progress=progress)
-    operator = operator.reduced(chosen)
-    summary = f"{origin.summary}; {len(chosen.samples)} chosen and weighted, error {chosen.error:.2e}"
-    return operator, replace(origin, summary=summary)
+    asked = job["data"].get("quadrature")
+    if asked is not None:
+        if not hasattr(operator, "samples"):
+            raise InputError(f"data.quadrature is for matrices of Gram type, a sum over the samples: {_named(job)} is none, leave it out")
+        chosen = quadrature(operator, **{"count" if isinstance(asked, int) else "rtol": asked}, progress=progress)
+        operator = operator.reduced(chosen)
+        origin = replace(origin, summary=f"{origin.summary}; {len(chosen.samples)} chosen and weighted, error {chosen.error:.2e}")
+    return _with_parts(operator, origin, job)
 
 
-def _full_operator(job, comm, dtype, network):
-    """(operator on all samples, Origin). Collective."""
+def _whole_operator(job, comm, dtype, network):
+    """(operator on all samples, Origin) of all parameters or of curvature.layers. Collective."""
     if "matrix" in job.tables:
         operator = DenseMatrix(job.path("matrix", "file"), job["matrix"].get("n"), comm, dtype)
         return operator, Origin({"matrix_hash": operator.digest}, f"dense matrix {job['matrix']['file']}")
@@ -60,6 +67,24 @@ def _full_operator(job, comm, dtype, network):
     digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
     summary = f"n = {operator.n_samples} samples, d = {operator.n_outputs} outputs"
     return operator, Origin(digests, summary, problem.network if "fit" in job["network"] else None)
+
+
+def _with_parts(operator, origin, job):
+    """(operator, Origin) with curvature.parameters and curvature.l2. Collective."""
+    comm, curvature, path = operator.comm, job["curvature"], job.path("curvature", "parameters")
+    if path is not None:
+        indices = on_root(comm, lambda: checked_indices(read_npy(path), operator.shape[0], path))
+        digest = hashlib.sha256(np.ascontiguousarray(indices, "<i8").data).hexdigest()
+        summary = f"{origin.summary}, {len(indices)} of {operator.shape[0]} parameters"
+        operator, origin = PrincipalSubmatrix(operator, indices), replace(origin, digests=origin.digests | {"parameters_hash": digest}, summary=summary)
+    if curvature["l2"]:
+        operator, origin = Regularized(operator, curvature["l2"]), replace(origin, summary=f"{origin.summary}, l2 = {curvature['l2']:g}")
+    return operator, origin
+
+
+def _named(job):
+    """What a job's matrix is, for an error."""
+    return "a PyTorch module's" if "torch" in job["network"] else f'kind = "{job["curvature"]["kind"]}"'
 
 
 def files_of_matrix(matrix):
@@ -79,7 +104,9 @@ def operator_of_matrix(matrix, dtype=np.float64):
     if matrix.network is not None:
         stored = matrix.network
         network = Network.from_arrays(stored["arrays"], stored["activation"], stored["loss"], stored.get("output", "identity"))
-    operator, origin = _full_operator(job, matrix.comm, dtype, network)
+    operator, origin = _whole_operator(job, matrix.comm, dtype, network)
+    if "matrix" not in job.tables:
+        operator, origin = _with_parts(operator, origin, job)
     for key, digest in origin.digests.items():
         if matrix.provenance.get(key) != digest:
             raise InputError(f"the {key.removesuffix('_hash')} changed since the compression (their hashes differ)")

@@ -37,3 +37,11 @@ def make(name):
     else:
         targets = rng.standard_normal((N_SAMPLES, widths[-1]))
     return Network(weights, vectors, activation, loss, output), inputs, targets
+
+
+def classifier(widths=(5, 6, 4, 3), n=25):
+    """(network, inputs, targets): tanh, biases, cross-entropy, which `tests.reference.gauss_newton` knows; input 1 is 0 in all samples."""
+    rng = np.random.default_rng(5)
+    weights = [rng.standard_normal((b, a)) / np.sqrt(a) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    network = Network(weights, [rng.standard_normal(len(W)) / 4 for W in weights], "tanh", "cross-entropy")
+    return network, rng.standard_normal((n, widths[0])) * (np.arange(widths[0]) != 1), rng.integers(0, widths[-1], n)
