@@ -83,7 +83,7 @@ class MonteCarloFisher(EmpiricalFisher):
         return GaussNewton._checked(network, inputs, targets)
 
     def _samples(self, network, inputs, targets, weights, comm, dtype):
-        inputs = np.repeat(inputs, self.draws, axis=0) if self.draws > 1 else inputs
+        inputs = _Repeated(inputs, self.draws)
         scale = 0.25 if network.loss == "squared-error" else 1.0  # its gradient is 2 (z − y), that of −log p half of it
         if weights is not None or scale != 1:
             weights = np.full(len(inputs) // self.draws, self.draws / len(inputs)) if weights is None else weights
@@ -98,3 +98,16 @@ class MonteCarloFisher(EmpiricalFisher):
         columns = 1 if loss == "cross-entropy" else len(z)
         uniform = uniform_rows(self.seed, "labels", rows.start, rows.stop, range(columns))
         return LOSSES[loss].draw(z, uniform[:, 0] if loss == "cross-entropy" else uniform)
+
+
+class _Repeated:
+    """Each row of an array so many times, made where a slice is read: no rank holds them all."""
+
+    def __init__(self, array, times):
+        self._array, self._times = array, times
+
+    def __len__(self):
+        return len(self._array) * self._times
+
+    def __getitem__(self, rows):
+        return self._array[np.arange(rows.start, rows.stop) // self._times]

@@ -4,10 +4,12 @@ With x̃_i^ℓ the input of layer ℓ (the bias input 1 last, where the layer ha
 pre-activation kernel κ_i^{ℓℓ'} = C_i^{ℓᵀ} C_i^{ℓ'} [d_ℓ, d_ℓ'], the block (ℓ, ℓ') of H_i is κ_i^{ℓℓ'} ⊗ x̃_i^ℓ x̃_i^{ℓ'ᵀ}. Hence
 
     ⟨H_i, H_j⟩_F = Σ_{ℓℓ'} a_ij^ℓ a_ij^{ℓ'} ⟨κ_i^{ℓℓ'}, κ_j^{ℓℓ'}⟩_F = ‖ Σ_ℓ a_ij^ℓ T_ij^ℓ ‖_F²,
-    a_ij^ℓ = ⟨x̃_i^ℓ, x̃_j^ℓ⟩,   T_ij^ℓ = C_i^ℓ C_j^{ℓᵀ} [r, r].
+    a_ij^ℓ = ⟨x̃_i^ℓ, x̃_j^ℓ⟩,   T_ij^ℓ = C_i^ℓ C_j^{ℓᵀ} [r, r],
+
+the sums over the layers that are chosen (`Network.restricted`).
 
 A pair of samples costs, besides the a, either the numbers in the kernels (features: the kernel's entries, on the diagonal p ≤ p' alone with the
-others times √2) or r² Σ d_ℓ by way of T; the cheaper is taken. Squared error's last two layers, where C_i = M diag(g_i), have closed forms with
+others times √2; of a diagonal κ^LL = diag(q) it alone) or r² Σ d_ℓ by way of T; the cheaper is taken. Squared error's last two layers, where C_i = M diag(g_i), have closed forms with
 S = ⟨M e_p, M e_p'⟩: features S_pp' g_p g_p' for (L−1, L−1), g_p (Σ_p' S_pp'²)^½ for (L−1, L), √2 C for (ℓ, L), and 2√d for (L, L):
 no r × r for any pair.
 
@@ -53,7 +55,7 @@ def hessian_norms2(samples, I):
     step = _block_size(samples, plan, np.dtype(np.float64))
     for lo in range(0, len(every), step):
         side = _Side(samples, every[lo : lo + step], np.float64, plan)
-        a = [np.einsum("qn,qn->n", x, x) for x in side.inputs]
+        a = {layer: np.einsum("qn,qn->n", x, x) for layer, x in side.inputs.items()}
         total = np.zeros(len(side))
         for (layer, layer2), F in side.features.items():
             total += (1 if layer == layer2 else 2) * a[layer] * a[layer2] * np.einsum("fn,fn->n", F, F)
@@ -86,12 +88,18 @@ class _Plan:
 
 def _plan(samples):
     """The cheaper way to ⟨H_i, H_j⟩ for layers with factors; pairs with a shared factor go by features."""
-    pairs = [(a, b) for a in range(samples.n_layers) for b in range(a, samples.n_layers)]
-    with_factors = {layer for layer in range(samples.n_layers) if samples.M[layer] is None}
+    layers = _chosen(samples)
+    pairs = [(a, b) for a in layers for b in layers if a <= b]
+    with_factors = {layer for layer in layers if samples.M[layer] is None}
     theirs = [pair for pair in pairs if with_factors.issuperset(pair)]
     if not _factors_pay(samples, with_factors, theirs):
         return _Plan(pairs, set())
     return _Plan([pair for pair in pairs if pair not in theirs], with_factors)
+
+
+def _chosen(samples):
+    """Layers with parameters."""
+    return [layer for layer, inner in enumerate(samples.inner) if inner]
 
 
 def _factors_pay(samples, layers, pairs):
@@ -105,6 +113,8 @@ def _n_features(samples, layer, layer2):
     width, width2, last = samples.widths[layer + 1], samples.widths[layer2 + 1], samples.n_layers - 1
     if samples.M[layer2] is not None and layer2 == last:
         return 1 if layer == last else width if samples.M[layer] is not None else width * samples.rank
+    if layer == last and samples.q is not None:
+        return width
     return width * (width + 1) // 2 if layer == layer2 else width * width2
 
 
@@ -134,7 +144,7 @@ def _by_blocks(samples, I, J, dtype, plan, block):
 
 
 def _hessian_block(left, right):
-    a = [x.T @ y for x, y in zip(left.inputs, right.inputs, strict=True)]
+    a = {layer: x.T @ right.inputs[layer] for layer, x in left.inputs.items()}
     total = np.zeros((len(left), len(right)), left.dtype)
     for (layer, layer2), F in left.features.items():
         K = F.T @ right.features[layer, layer2]
@@ -167,22 +177,22 @@ def _factor_products(left, right, layer):
 
 
 class _Side:
-    """What the blocks need of some samples: `inputs` [list of d̃_ℓ, m], `features` {(ℓ, ℓ'): [f, m]}, `factors` {ℓ: C [m, r, d_ℓ]}."""
+    """What the blocks need of some samples: `inputs` {ℓ: [d̃_ℓ, m]}, `features` {(ℓ, ℓ'): [f, m]}, `factors` {ℓ: C [m, r, d_ℓ]}."""
 
     def __init__(self, samples, chosen, dtype, plan):
         self.dtype = np.dtype(dtype)
         made = _Made(samples, chosen, self.dtype)
-        self.inputs = [samples.parameter_inputs(layer)[:, chosen].astype(dtype, copy=False) for layer in range(samples.n_layers)]
+        self.inputs = {layer: samples.parameter_inputs(layer)[:, chosen].astype(dtype, copy=False) for layer in _chosen(samples)}
         self.features = {pair: made.features(*pair) for pair in plan.pairs}
         self.factors = {layer: np.ascontiguousarray(made.factor(layer).transpose(2, 1, 0)) for layer in sorted(plan.by_factors)}
 
     def __len__(self):
-        return self.inputs[0].shape[1]
+        return next(iter(self.inputs.values())).shape[1]
 
     def part(self, rows):
         part = object.__new__(_Side)
         part.dtype = self.dtype
-        part.inputs = [x[:, rows] for x in self.inputs]
+        part.inputs = {layer: x[:, rows] for layer, x in self.inputs.items()}
         part.features = {pair: F[:, rows] for pair, F in self.features.items()}
         part.factors = {layer: C[rows] for layer, C in self.factors.items()}
         return part
@@ -204,11 +214,16 @@ class _Made:
         return self._factors[layer]
 
     def _last_factor(self):
-        """√p_e (δ_ep − p_p), [p, e, m]."""
+        """√p_e (δ_ep − p_p) or √q_p δ_ep, [p, e, m]."""
+        root = np.sqrt(self._take(self.samples.output))
+        every = np.arange(len(root))
+        if self.samples.q is not None:
+            C = np.zeros((len(root), *root.shape), self.dtype)
+            C[every, every] = root
+            return C
         p, rest = self._take(self.samples.p), self._take(self.samples.rest)
-        C = -p[:, None] * np.sqrt(p)
-        every = np.arange(len(p))
-        C[every, every] = np.sqrt(p) * rest
+        C = -p[:, None] * root
+        C[every, every] = root * rest
         return C
 
     def features(self, layer, layer2):
@@ -217,9 +232,11 @@ class _Made:
         if samples.M[layer2] is not None:
             return self._shared_features(layer, layer2)
         if layer2 == last and samples.C[last] is None:
-            p = self._take(samples.p)
             if layer < last:
-                return self._flat(self.factor(layer) * np.sqrt(p))
+                return self._flat(self.factor(layer) * np.sqrt(self._take(samples.output)))
+            if samples.q is not None:
+                return self._take(samples.q)
+            p = self._take(samples.p)
             return _packed(lambda a: -p[a] * p[a:], p * self._take(samples.rest))
         C, C2 = self.factor(layer), self.factor(layer2)
         if layer == layer2:
@@ -259,6 +276,6 @@ def _packed(row, diagonal):
 
 def kernel_features(samples, layer, layer2, chosen, dtype=np.float64):
     """[f, m]: columns whose inner products are ⟨κ_i^{ℓℓ'}, κ_j^{ℓℓ'}⟩, ℓ ≤ ℓ', for an index array of samples: κ_i row by row, the upper triangle
-    with √2 off the diagonal for ℓ = ℓ', or the fewer numbers of the closed forms above.
+    with √2 off the diagonal for ℓ = ℓ', or the fewer numbers of the closed forms above (of a diagonal κ its diagonal).
     """
     return _Made(samples, chosen, np.dtype(dtype)).features(layer, layer2)

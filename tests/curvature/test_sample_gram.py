@@ -5,9 +5,12 @@ import pytest
 from mpi4py import MPI
 
 from hpcHess.curvature import sample_gram
-from hpcHess.curvature.sample_gram import hessian_gram, hessian_norms2, input_gram, kernel_gram
+from hpcHess.curvature.fisher import EmpiricalFisher, MonteCarloFisher
+from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.curvature.sample_gram import hessian_gram, hessian_norm, hessian_norms2, input_gram, kernel_gram
 from hpcHess.curvature.samples import Samples
 from hpcHess.networks.network import Network
+from tests.curvature import networks
 from tests.reference.gauss_newton import gauss_newton
 
 CASES = {  # widths, activation, loss, which layers have a bias
@@ -97,3 +100,26 @@ def test_blocks_do_not_change_the_result(case, way, monkeypatch, name, value):
     for each, other in zip(found, expected, strict=True):
         near(each, other, 1e-14)
     assert hessian_gram(samples, I[:0], J).shape == (0, 5)
+
+
+@pytest.mark.parametrize("name", networks.CASES)
+def test_every_loss_every_kind_some_layers(name, way):
+    """Against the matrices of single samples by automatic differentiation, with weights, of all layers and of some."""
+    pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed")
+    from tests.reference import autograd
+
+    network, x, y = networks.make(name)
+    n, weights, self_comm = len(x), networks.WEIGHTS, MPI.COMM_SELF
+    for layers in [range(network.n_layers), [network.n_layers - 1], *([[0], [0, network.n_layers - 1]] if network.n_layers > 2 else [])]:
+        part = network.restricted(layers)
+        ones = [(part, x[i : i + 1]) for i in range(n)]
+        outer = np.array([autograd.outer_products(*each, y[i : i + 1]) for i, each in enumerate(ones)])
+        half = np.array([n * w * autograd.gauss_newton(*each) for w, each in zip(weights, ones, strict=True)])
+        for operator, H in ((EmpiricalFisher(part, x, y, comm=self_comm), outer), (GaussNewton(part, x, weights=weights, comm=self_comm), half)):
+            flat = H.reshape(n, -1)
+            near(hessian_gram(operator.samples, I, J), flat[I] @ flat[J].T)
+            near(hessian_norms2(operator.samples, I), np.square(flat[I]).sum(axis=1))
+            near(hessian_gram(operator.samples, I, J, np.float32), flat[I] @ flat[J].T, 3e-6)
+            assert hessian_norm(operator.samples, self_comm) == pytest.approx(np.linalg.norm(H.mean(axis=0)), rel=1e-12)
+    drawn = MonteCarloFisher(part, x, comm=self_comm, draws=2)
+    assert hessian_norm(drawn.samples, self_comm) == pytest.approx(np.linalg.norm(drawn.matmat(np.eye(part.n_params))), rel=1e-12)
