@@ -1,5 +1,6 @@
 """The Gauss–Newton operator against the dense matrix from complex steps, on any number of ranks."""
 
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -8,7 +9,9 @@ from mpi4py import MPI
 
 from hpcHess.backend import get
 from hpcHess.curvature import entries, kernel, products, samples
+from hpcHess.curvature.fisher import EmpiricalFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.curvature.sweep import Contracted
 from hpcHess.networks.network import Network
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import InputError
@@ -203,17 +206,47 @@ def test_sure_samples_keep_their_digits():
 def test_temporaries_stay_within_their_bound(monkeypatch):
     """Where samples, parameters, or outputs dominate."""
     monkeypatch.setattr(products, "TEMPORARY_BYTES", 1 << 21)
-    for widths, n in (([30, 20, 10], 3000), ([100, 40, 100], 500), ([20, 200], 400)):
+    cases = itertools.product((([30, 20, 10], 3000), ([100, 40, 100], 500), ([20, 200], 400)), ("squared-error", "cross-entropy", "opg"))
+    for (widths, n), kind in cases:
         rng = np.random.default_rng(0)
-        network = Network([rng.standard_normal(shape) for shape in zip(widths[1:], widths[:-1], strict=True)], loss="squared-error")
-        operator = GaussNewton(network, rng.standard_normal((n, widths[0])), comm=MPI.COMM_SELF)
+        loss = "cross-entropy" if kind == "opg" else kind
+        network = Network([rng.standard_normal(shape) for shape in zip(widths[1:], widths[:-1], strict=True)], loss=loss)
+        targets = rng.standard_normal((n, widths[-1])) if loss == "squared-error" else rng.integers(0, widths[-1], n)
+        made = EmpiricalFisher if kind == "opg" else GaussNewton
+        operator = made(network, rng.standard_normal((n, widths[0])), targets, comm=MPI.COMM_SELF)
         V = rng.standard_normal((network.n_params, 30))
+        operator.partial_matmat(V)  # what is made once
         for call in (lambda: operator.partial_matmat(V), lambda: operator.partial_probe(30, 0)):  # noqa: B023
             tracemalloc.start()
             result = call()
             used = tracemalloc.get_traced_memory()[1] - result.nbytes
             tracemalloc.stop()
-            assert products.TEMPORARY_BYTES / 10 < used <= 1.05 * products.TEMPORARY_BYTES, (widths, used)
+            assert products.TEMPORARY_BYTES / 10 < used <= 1.05 * products.TEMPORARY_BYTES, (widths, kind, used)
+
+
+@pytest.mark.parametrize("chosen", [None, [1], [2], [0, 1]])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_contracted_sweep_is_the_plain_one(monkeypatch, chosen, weighted):
+    """Squared error with its last layer contracted, in blocks too, and outer products by either side of a layer, against the plain sweep."""
+    rng = np.random.default_rng(3)
+    weights = [rng.standard_normal(shape) for shape in ((5, 7), (3, 5), (30, 3))]
+    network = Network(weights, [rng.standard_normal(5), None, rng.standard_normal(30)], "tanh", "squared-error")
+    network = network if chosen is None else network.restricted(chosen)
+    x, y, w = rng.standard_normal((90, 7)), rng.standard_normal((90, 30)), rng.random(90) if weighted else None
+    V = rng.standard_normal((network.n_params, 13))
+    operator = GaussNewton(network, x, weights=w, comm=MPI.COMM_SELF)
+    assert Contracted.pays(operator._products.data.layers, 90)
+    found = operator.matmat(V)
+    outer = EmpiricalFisher(network, x, y, weights=w, comm=MPI.COMM_SELF)
+    by_sides = outer.matmat(V)
+    monkeypatch.setattr(products, "TEMPORARY_BYTES", 20000)
+    monkeypatch.setattr(products, "_SAMPLES", 40)
+    near(operator.matmat(V), found, 1e-14)
+    near(outer.matmat(V), by_sides, 1e-14)
+    monkeypatch.setattr(Contracted, "pays", lambda layers, n: False)
+    near(operator.matmat(V), found, 1e-14)
+    outer._products._deltas = None
+    near(outer.matmat(V), by_sides, 1e-14)
 
 
 def test_backends_agree(comm):
