@@ -46,7 +46,6 @@ def main(session, args):
         B = B.astype(np.float64, copy=False)
     damping = damping_of(args.damping, matrix)
     operator, reason = _exact_operator(session, matrix, exact)
-    matrix.operator = operator
     matrix.operator = operator  # some formats' preconditioners are made from it
     status = DONE
     if direct:
@@ -78,9 +77,9 @@ def _krylov(session, matrix, A, B, damping, rtol, solver):
         tell(comm, uncovered(matrix, damping))
     elif factors is not None and factors.damping > damping:
         why = f"as λ = {damping:.3g} does not clearly exceed it"
-        say = session.warn if damping <= error else session.say
+        say = session.warn if damping + matrix.l2 <= error else session.say
         distance = "‖H̃ − H‖₂" if factors.matrix is matrix else "‖coarse − H̃‖₂"
-        say(f"preconditioner: factors of H̃ + μI, μ = {factors.damping:.3g} = 2 {distance}, {why}")
+        say(f"preconditioner: factors of H̃ + μI, μ = {factors.damping:.3g} = 2 {distance}{' − l2' if matrix.l2 else ''}, {why}")
     found = solve_iteratively(A, matrix, B, damping, solver, rtol, factors, options=session.petsc_options, progress=session.progress)
     if not found.converged:
         session.warn(
@@ -126,7 +125,8 @@ def _report(session, matrix, operator, reason, X, B, damping, how):
         residuals = column_norms(comm, B - A.matmat_rows(X) - damping * X) / scale
         return f"max {residuals.max(initial=0):.2e}, median {np.median(residuals):.2e}"
 
-    output(f"{X.shape[1]} right-hand side{'s' if X.shape[1] > 1 else ''}, damping {damping:.6g}\nsolver: {how}")
+    l2 = f" and l2 = {matrix.l2:.6g} (H̃ and H hold it)" if matrix.l2 else ""
+    output(f"{X.shape[1]} right-hand side{'s' if X.shape[1] > 1 else ''}, damping {damping:.6g}{l2}\nsolver: {how}")
     output(f"compressed residual ‖b − (H̃+λI)x‖/‖b‖: {worst(matrix)}")
     output(f"exact residual{f': not available ({reason})' if operator is None else f' ‖b − (H+λI)x‖/‖b‖: {worst(operator)}'}")
 

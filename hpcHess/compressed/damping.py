@@ -43,11 +43,12 @@ def check_damping(damping):
 
 
 def uncovered(matrix, damping):
-    """A line where λ ≤ ‖H̃ − H‖₂, by the matrix's own report."""
-    error = matrix.report.get("error_spectral", 0.0)
-    if 0 < error and damping <= error:
+    """A line where λ (and l2 with it) ≤ ‖H̃ − H‖₂, by the matrix's own report."""
+    error, shift = matrix.report.get("error_spectral", 0.0), damping + matrix.l2
+    if 0 < error and shift <= error:
+        what = f"damping {damping:.3g}" + (f" + l2 = {shift:.3g}" if matrix.l2 else "")
         yield (
-            f"damping {damping:.3g} is not larger than the compression error ‖H̃ − H‖₂ ≈ {error:.3g}: the approximate inverse is not "
+            f"{what} is not larger than the compression error ‖H̃ − H‖₂ ≈ {error:.3g}: the approximate inverse is not "
             f"trustworthy; use a damping above {2 * error:.2g}, compress with a smaller rtol, or refine with the exact operator "
             "(--refine exact)"
         )

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from hpcHess.networks.network import Network
 from hpcHess.parallel.ownership import starts_of
 from hpcHess.runtime.provenance import provenance
 from hpcHess.storage.factor_file import write
@@ -82,9 +83,16 @@ def save(matrix, path, job=None, network=None, digests=None, factors=None):
     network  a fitted `Network`, stored because no file holds it
     digests  {"network_hash": …, "data_hash": …}
     factors  direct factors of the matrix, or of its preconditioner, to be stored with it where their form can be (`DirectFactors.append`)
+
+    Without a job, that of the file which the matrix was loaded from is kept, with its network and digests.
     """
+    if job is not None:
+        matrix.job_text, matrix.job_directory = job.text, str(job.directory)
+    elif matrix.job_text:
+        digests = digests or {key: value for key, value in matrix.provenance.items() if key.endswith("_hash")}
+        network = matrix.network and Network.from_arrays(**matrix.network)
     out = Pieces(matrix.comm)
-    attributes = _attributes(matrix, job, digests) | matrix.append(out)
+    attributes = _attributes(matrix, digests) | matrix.append(out)
     if network is not None:
         arrays = network.to_arrays()
         shapes = {name: list(array.shape) for name, array in arrays.items()}
@@ -96,7 +104,16 @@ def save(matrix, path, job=None, network=None, digests=None, factors=None):
     write(path, matrix.comm, attributes, out.pieces, out.totals)
 
 
-def _attributes(matrix, job, digests):
+def stored_network(file):
+    """What `save` wrote of a fitted network, as arguments of `Network.from_arrays`; None where there is none. Not collective."""
+    if "network" not in file.attributes:
+        return None
+    network = json.loads(file.attributes["network"])
+    shapes = network.pop("shapes")
+    return network | {"arrays": {name: file.read_all(f"network/{name}").reshape(shape) for name, shape in shapes.items()}}
+
+
+def _attributes(matrix, digests):
     report = dict(matrix.report)
     origin = provenance(matrix.comm)
     origin["versions"] |= hdf5_versions()
@@ -107,7 +124,7 @@ def _attributes(matrix, job, digests):
         "n_alive": int(matrix.n_alive),
         "dtype": matrix.dtype.name,
         "report": json.dumps(report, sort_keys=True),
-        "job": "" if job is None else job.text,
-        "job_directory": "" if job is None else str(job.directory),
+        "job": matrix.job_text,
+        "job_directory": matrix.job_directory,
         "provenance": json.dumps(origin),
     }

@@ -35,6 +35,7 @@ class CompressedMatrix:
         append(out)                     its datasets into `compressed.file.Pieces`; returns its root attributes
         n_alive                         number of parameters whose row of H̃ is not zero by structure
 
+    l2             of a term l2·I that H̃ holds besides what is compressed (`compressed.regularized`), else 0
     report         what was asked and reached (docs/FORMAT.md)
     operator       the uncompressed operator where the matrix was made from it here, else None
     preconditioner a second CompressedMatrix with direct factors, that preconditions solves where this one has none, or None
@@ -43,6 +44,7 @@ class CompressedMatrix:
     format = None
     solvers = ()
     stores_factors = False
+    l2 = 0.0  # of a term l2 I in H̃ (`compressed.regularized`)
 
     def __init__(self, comm, backend, n_params, dtype, report=None):
         self.comm, self.backend, self.n_params, self.dtype = comm, backend, int(n_params), np.dtype(dtype)

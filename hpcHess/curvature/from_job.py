@@ -99,15 +99,17 @@ def operator_of_matrix(matrix, dtype=np.float64):
     """
     if not matrix.job_text:
         raise InputError("the factor file records no job")
-    job = on_root(matrix.comm, Job.from_text, matrix.job_text, matrix.job_directory)
-    network = None
-    if matrix.network is not None:
-        stored = matrix.network
-        network = Network.from_arrays(stored["arrays"], stored["activation"], stored["loss"], stored.get("output", "identity"))
-    operator, origin = _whole_operator(job, matrix.comm, dtype, network)
+    return recorded_operator(matrix.comm, matrix.job_text, matrix.job_directory, matrix.network, matrix.provenance, dtype)
+
+
+def recorded_operator(comm, job_text, job_directory, network, provenance, dtype=np.float64):
+    """`operator_of_matrix` from what a factor file records: the job, a fitted network (arguments of `Network.from_arrays`, or None), digests."""
+    job = on_root(comm, Job.from_text, job_text, job_directory)
+    network = None if network is None else Network.from_arrays(**network)
+    operator, origin = _whole_operator(job, comm, dtype, network)
     if "matrix" not in job.tables:
         operator, origin = _with_parts(operator, origin, job)
     for key, digest in origin.digests.items():
-        if matrix.provenance.get(key) != digest:
+        if provenance.get(key) != digest:
             raise InputError(f"the {key.removesuffix('_hash')} changed since the compression (their hashes differ)")
     return operator

@@ -1,11 +1,15 @@
 """The formats none and data-woodbury: made, read, registered."""
 
+import json
+
 import numpy as np
 
 from hpcHess import backend as backends
 from hpcHess.compressed.certificate import certify, exact_error, reported
+from hpcHess.compressed.file import stored_network
 from hpcHess.compressed.format import Format
 from hpcHess.curvature.dense import DenseMatrix
+from hpcHess.curvature.from_job import recorded_operator
 from hpcHess.factored.form import FactoredForm
 from hpcHess.factored.matrix import FactoredMatrix, OperatorMatrix
 from hpcHess.factored.predict import predict_data_woodbury, predict_none
@@ -64,6 +68,10 @@ def _finished(matrix, operator, rtol, seed, probes, kernels, progress):
 def read_none(file, backend):
     """The matrix in an open factor file. Collective. InputError where the file that it refers to is gone or has changed."""
     given = file.attributes
+    if given.get("operator_job"):
+        provenance, dtype = json.loads(given["provenance"]), np.dtype(given["dtype"])
+        operator = recorded_operator(file.comm, given["job"], given["job_directory"], stored_network(file), provenance, dtype)
+        return OperatorMatrix(getattr(operator, "unregularized", operator), backend)
     if "operator_file" not in given:
         return FactoredMatrix(FactoredForm.read(file, backend), given["n_alive"])
     operator = DenseMatrix(given["operator_file"], int(given["n_params"]), file.comm, np.float64)
@@ -81,7 +89,9 @@ def read_data_woodbury(file, backend):
 
 def describe(summary):
     """What is kept."""
-    if "operator_file" in summary:
+    if summary.get("operator_job"):
+        yield "refers to   what its job reads (nothing else is stored)"
+    elif "operator_file" in summary:
         yield f"refers to   {summary['operator_file']} (nothing else is stored)"
     else:
         yield f"samples     {summary['n_samples']:,}, their inputs, slopes and outputs (exact products)"

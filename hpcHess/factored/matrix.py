@@ -94,9 +94,13 @@ class OperatorMatrix(CompressedMatrix):
         return stored(0, 0, self.n_params)
 
     def append(self, out):
-        """Where the matrix lies: its file, its digest. InputError where it is in no file. Not collective."""
+        """What the operator is made from again: the job that the frame of the file holds, or the file of a dense matrix and its digest. InputError
+        where there is neither. Not collective.
+        """
         if not isinstance(self.operator, DenseMatrix) or not self.operator.path:
-            raise InputError('format = "none" stores nothing of an operator that is in no file: compress it to another format to save it')
+            if self.job_text:
+                return {"operator_job": True}
+            raise InputError('format = "none" stores nothing of an operator that is in no file and of no job: compress it to another format to save it')
         return {"operator_file": self.operator.path, "operator_digest": self.operator.digest}
 
 

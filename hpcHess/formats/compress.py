@@ -7,6 +7,8 @@ import numpy as np
 
 from hpcHess.compressed.certificate import Norm, certify, exact_error
 from hpcHess.compressed.options import check_common
+from hpcHess.compressed.regularized import RegularizedMatrix
+from hpcHess.curvature.regularized import Regularized
 from hpcHess.formats.planner import check_memory, explained, facts_of, plan
 from hpcHess.formats.registry import FORMATS, format_of
 from hpcHess.formats.structured import compress_structured
@@ -52,11 +54,16 @@ def compress(
                 default) gives way to "neuron"
 
     An operator of fewer samples (`curvature.quadrature`) is compressed to what its own error leaves of rtol; the certificate is of both errors, with
-    products of all samples. Raises InputError for what is unknown, out of range, too large, or impossible for this operator.
+    products of all samples. Of a `curvature.regularized.Regularized` the matrix without l2·I is compressed, to rtol ‖H‖_F without it (stricter than with
+    it for a semidefinite H), and the result is a `compressed.regularized.RegularizedMatrix`. Raises InputError for what is unknown, out of range, too large, or impossible for this operator.
     """
     check_common(rtol, seed, probes, dtype)
     _check_options(format, objective, structured, structured_size, memory, rhs_count, workload, options)
     progress = Silent() if progress is None else progress
+    l2 = 0.0
+    if isinstance(operator, Regularized):
+        operator, l2 = operator.unregularized, operator.l2
+        progress.write(f"l2 = {l2:g} is added to what is compressed; rtol is relative to ‖H‖_F without it")
     common = {"seed": seed, "dtype": dtype, "probes": probes, "backend": backend, "progress": progress}
     left = _left_of(rtol, getattr(operator, "quadrature", None))
     if left < rtol:
@@ -77,7 +84,7 @@ def compress(
     if getattr(operator, "quadrature", None) is not None:
         with progress.phase("certificate of all samples"):
             _certify_both(matrix, operator, rtol, probes, seed)
-    return matrix
+    return RegularizedMatrix(matrix, l2) if l2 else matrix
 
 
 def _check_options(format, objective, structured, structured_size, memory, rhs_count, workload, options):

@@ -3,6 +3,8 @@
 import json
 
 from hpcHess import backend as backends
+from hpcHess.compressed.file import stored_network
+from hpcHess.compressed.regularized import RegularizedMatrix
 from hpcHess.formats.registry import FORMATS
 from hpcHess.runtime.errors import InputError
 from hpcHess.storage.factor_file import FactorFile
@@ -25,10 +27,9 @@ def load(path, comm=None, backend="auto", verify=True):
         if given["matrix_format"] not in FORMATS:
             raise InputError(f"{file.path} holds the format {given['matrix_format']!r}, which this version does not read")
         matrix = FORMATS[given["matrix_format"]].read(file, kernels)
-        matrix.report = json.loads(given["report"])
+        report = json.loads(given["report"])
+        if "l2" in given:
+            matrix = RegularizedMatrix.read(matrix, given["l2"], report)
+        matrix.report, matrix.network = report, stored_network(file)
         matrix.provenance, matrix.job_text, matrix.job_directory = json.loads(given["provenance"]), given["job"], given["job_directory"]
-        if "network" in given:
-            matrix.network = json.loads(given["network"])
-            shapes = matrix.network.pop("shapes")
-            matrix.network["arrays"] = {name: file.read_all(f"network/{name}").reshape(shape) for name, shape in shapes.items()}
     return matrix

@@ -1,0 +1,154 @@
+"""H̃ + l2 I in every format: what is compressed is H, everything that the result says is of the sum."""
+
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+import hpcHess as hh
+from hpcHess.compressed.regularized import RegularizedMatrix
+from hpcHess.curvature.black_box import BlackBox
+from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.curvature.quadrature import quadrature
+from hpcHess.curvature.regularized import Regularized
+from hpcHess.formats.compress import compress
+from hpcHess.formats.registry import FORMATS
+from hpcHess.runtime.errors import HpcHessWarning, InputError
+from tests.curvature.networks import classifier
+from tests.reference.gauss_newton import gauss_newton
+
+COMM, L2, RTOL = MPI.COMM_WORLD, 0.02, 1e-3
+ASKED = [name for name, each in FORMATS.items() if each.compress is not None]
+
+
+@cache
+def problem():
+    """(operator, dense H without the term), float64; six parameters are dead."""
+    network, inputs, _ = classifier()
+    return GaussNewton(network, inputs, comm=COMM), COMM.bcast(gauss_newton(network, inputs) if COMM.rank == 0 else None)
+
+
+@cache
+def compressed(name):
+    """(H̃ + l2 I, H̃ from the same without the term)."""
+    options = {"leaf_size": 12, "dtype": "float64", "budget": 0.4 if name == "fmm" else None, "n_neighbors": 8}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HpcHessWarning)
+        return tuple(compress(op, RTOL, name, **options) for op in (Regularized(problem()[0], L2), problem()[0]))
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_sum_is_what_is_said(name):
+    (H, plain), N = compressed(name), len(problem()[1])
+    A = plain @ np.eye(N) + L2 * np.eye(N)
+    assert isinstance(H, RegularizedMatrix) and H.format == name and H.l2 == H.report["l2"] == L2 and H.dtype == plain.dtype
+    np.testing.assert_allclose(H @ np.eye(N), A, atol=1e-14 * np.abs(A).max())
+    np.testing.assert_allclose(H.matmat_rows(np.ones((N, 2))[H.mine]), (A @ np.ones((N, 2)))[H.mine], atol=1e-13)
+    np.testing.assert_allclose(H.diagonal(), np.diagonal(A), rtol=1e-13)
+    assert H.trace() == pytest.approx(np.trace(A), rel=1e-12) and H.norm_frobenius() == pytest.approx(np.linalg.norm(A), rel=1e-6)
+    assert H.report["lambda_max"] == pytest.approx(np.linalg.eigvalsh(A)[-1], rel=1e-4) and H.n_alive == N
+    for key in ("error_estimate", "norm_frobenius", "rtol_met", "storage_entries"):  # of what was compressed
+        assert H.report[key] == plain.report[key]
+    np.testing.assert_allclose(H.aslinearoperator() @ np.ones(N), A @ np.ones(N), atol=1e-12)
+    assert isinstance(H.operator, Regularized) and H.operator.l2 == L2 and H.operator.unregularized is problem()[0]
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("damping", [0, 0.05])
+def test_solves_and_determinants(name, damping):
+    """λ apart from l2; λ = 0 works, dead parameters too."""
+    (H, plain), N = compressed(name), len(problem()[1])
+    A, B = plain @ np.eye(N) + (L2 + damping) * np.eye(N), np.random.default_rng(1).standard_normal((N, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if name == "block-diagonal" else "error", HpcHessWarning)
+        X, found = H.solve(B, damping), H.logdet(damping)
+        assert (np.linalg.norm(A @ X - B, axis=0) <= 1e-8 * np.linalg.norm(B, axis=0)).all()
+        sign, log_abs = np.linalg.slogdet(A)
+        assert found[0] == sign
+        if H.direct:
+            factors = H.factorize(damping)
+            assert factors.damping == damping and factors.matrix is H and found[1] == pytest.approx(log_abs, rel=1e-9)
+            assert H.inertia(damping) == (N, 0) and H.holds(damping) and not H.holds(damping + 1)
+        else:
+            width = found.high - found.low
+            assert found.low - width <= log_abs <= found.high + width
+    for wrong in (-1e-3, np.nan, "1"):
+        for ask in (H.solve, H.logdet):
+            with pytest.raises(InputError, match="damping"):
+                ask(*((B,) if ask == H.solve else ()), wrong)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_files(name, shared_tmp):
+    (H, _), N = compressed(name), len(problem()[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HpcHessWarning)
+        factors = H.factorize(0.03) if H.direct else H.preconditioning_factors(0.03)
+        H.save(shared_tmp / "F.h5", factors=factors if H.stores_factors else None)
+        again = hh.load(shared_tmp / "F.h5", COMM)
+        assert isinstance(again, RegularizedMatrix) and again.l2 == L2 and again.format == name
+        assert again.report == {key: value for key, value in H.report.items() if key != "timings"}
+        assert again.unregularized.n_alive == len(problem()[0].alive) and again.unregularized.report["lambda_max"] < again.report["lambda_max"]
+        np.testing.assert_allclose(again @ np.eye(N), H @ np.eye(N), atol=1e-13)
+        if H.stores_factors and H.direct and name != "dense":
+            assert again.holds(0.03) == compressed_holds(name, shared_tmp)
+        np.testing.assert_allclose(again.solve(np.ones(N), 0.03), H.solve(np.ones(N), 0.03), rtol=1e-7, atol=1e-9)
+
+
+def compressed_holds(name, folder):
+    """Whether factors of the same matrix without the term are there after loading."""
+    plain = compressed(name)[1]
+    plain.save(folder / "plain.h5", factors=plain.factorize(0.03))
+    return hh.load(folder / "plain.h5", COMM).holds(0.03)
+
+
+@pytest.mark.parametrize("name", ["hss", "fmm", "kronecker-sum", "none"])
+def test_petsc(name):
+    pytest.importorskip("petsc4py")
+    from hpcHess.krylov.solve import solve
+
+    (H, _), N = compressed(name), len(problem()[1])
+    A, b = H @ np.eye(N), np.random.default_rng(2).standard_normal(len(problem()[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HpcHessWarning)
+        factors = H.preconditioning_factors(0.01)
+    found = solve(H.operator, b[H.mine], 0.01, factors and factors.preconditioner(), rtol=1e-9)
+    wanted = np.linalg.solve(problem()[1] + (L2 + 0.01) * np.eye(N), b)
+    assert found.converged and np.abs(found.X_local - wanted[H.mine]).max() < 1e-6 * np.abs(wanted).max()
+    mat = hh.petsc_mat(H, 0.5)
+    x, y = mat.createVecs()
+    x.set(1.0)
+    mat.mult(x, y)
+    np.testing.assert_allclose(y.getArray(), (A @ np.ones(N) + 0.5)[H.mine], atol=1e-12)
+
+
+def test_the_choice_structured_parts_and_fewer_samples():
+    base, H = problem()
+    I = np.eye(len(H))
+    for options in ({"format": "auto"}, {"format": "hss", "structured": "low-rank", "structured_size": 4, "leaf_size": 12}):
+        found = compress(Regularized(base, L2), 1e-4, **options)
+        assert found.l2 == L2 and np.linalg.norm(found @ I - H - L2 * I) <= 1e-4 * np.linalg.norm(H)
+    reduced = base.reduced(quadrature(base, count=20))
+    found = compress(Regularized(reduced, L2), 0.3, "dense")
+    assert found.report["quadrature"]["samples"] == len(reduced.quadrature.samples)
+    np.testing.assert_allclose(found @ I, reduced @ I + L2 * I, atol=1e-6)
+
+
+def test_a_damping_that_does_not_cover_the_error_names_both():
+    base, H = problem()
+    found = compress(Regularized(base, 1e-6), 0.2, "hss", leaf_size=8)
+    with pytest.warns(HpcHessWarning, match=r"damping 1e-06 \+ l2 = 2e-06 is not larger") if COMM.rank == 0 else warnings.catch_warnings():
+        found.factorize(1e-6)
+
+
+def test_an_operator_without_entries():
+    H = problem()[1]
+    found = compress(Regularized(BlackBox(lambda V: H @ V, len(H), comm=COMM), L2), 1e-6, "hss", sampling="products", leaf_size=16)
+    assert np.linalg.norm(found @ np.eye(len(H)) - H - L2 * np.eye(len(H))) <= 1e-6 * np.linalg.norm(H)
+
+
+def test_no_term_is_no_other_matrix():
+    found = compress(Regularized(problem()[0], 0.0), 1e-3, "dense")
+    assert not isinstance(found, RegularizedMatrix) and found.l2 == 0
