@@ -1,8 +1,9 @@
 r"""The factored form of a Gram-type curvature matrix: what products need, no more.
 
-H = (1/n) Σ_i J_iᵀ Q_i J_i is known by the inputs x̃_i^{ℓ−1} of the layers (with weights √(n w_i) times that), the slopes s'_i^ℓ, what Q_i is made of (p_i, or the
-gradient δ_i, or nothing), and W_2 … W_L (`curvature.products`): n (Σ_ℓ d_{ℓ−1} + 1 + Σ_{ℓ<L} d_ℓ + d) + Σ_{ℓ>1} d_ℓ d_{ℓ−1} numbers. The
-pre-activation factors C_i^ℓ, n r Σ d_ℓ numbers more, follow from them and are made block by block where they are needed.
+H = (1/n) Σ_i J_iᵀ Q_i J_i is known by the inputs x̃_i^{ℓ−1} of the layers (with weights √(n w_i) times that), the slopes s'_i^ℓ, what Q_i is made of (p_i, or its
+diagonal q_i, or the gradient δ_i, or nothing), and W_2 … W_L (`curvature.products`): n (Σ_ℓ d_{ℓ−1} + 1 + Σ_{ℓ<L} d_ℓ + d) + Σ_{ℓ>1} d_ℓ d_{ℓ−1} numbers. The
+pre-activation factors C_i^ℓ, n r Σ d_ℓ numbers more, follow from them and are made block by block where they are needed. Of a network some of whose
+layers are constant (`Network.restricted`) nothing is kept of the layers before the first chosen one, which counts as layer 1, and no inputs of the others.
 """
 
 import json
@@ -11,25 +12,29 @@ import numpy as np
 
 from hpcHess.compressed.file import read_rows
 from hpcHess.curvature.products import Products
-from hpcHess.factored.root import ConstantRoot, GradientRoot, ProbabilityRoot
+from hpcHess.factored.root import ConstantRoot, DiagonalRoot, GradientRoot, ProbabilityRoot
 from hpcHess.networks import losses
 from hpcHess.networks.network import Network
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.ownership import row_starts, starts_of
+from hpcHess.runtime.errors import InputError
 
 _COLUMN_BYTES = 1 << 28  # of a block of columns, whole
 _ROWS = 2048  # of G in a block of samples
-KINDS = {"cross-entropy": "CrossEntropy", "squared-error": "SquaredError", "outer-product": "OuterProduct"}
+KINDS = {"cross-entropy": "CrossEntropy", "squared-error": "SquaredError", "diagonal": "Diagonal", "outer-product": "OuterProduct"}
+
+
+_ROOTS = {"cross-entropy": ProbabilityRoot, "diagonal": DiagonalRoot, "outer-product": GradientRoot}
 
 
 class FactoredForm:
     """This rank's samples (`row_starts(n, P)`): a `Samples`-like holder of its arrays, from which `Products` are made in any precision.
 
     kind      of Q: a key of `KINDS`
-    x         [Σ (d_{ℓ−1} + 1), n_mine]: the layers' inputs, each with its (scaled) bias input
+    x         [Σ (d_{ℓ−1} + 1), n_mine]: the chosen layers' inputs, each with its (scaled) bias input
     slopes    [Σ_{ℓ<L} d_ℓ, n_mine];   outputs [d, n_mine] or None
-    network   widths, biases or not, and W_2 … W_L; the other numbers are zero
+    network   widths, which layers are chosen, the first one among them, biases or not, and W_2 … W_L; the other numbers are zero
     """
 
     def __init__(self, comm, backend, network, kind, n, x, slopes, outputs):
@@ -37,7 +42,8 @@ class FactoredForm:
         self.x, self.slopes, self.outputs, self.dtype = x, slopes, outputs, x.dtype
         self.sample_starts = row_starts(self.n, comm.size)
         self.parameter_starts = row_starts(network.n_params, comm.size)
-        self.row_starts = starts_of(np.array(network.widths[:-1]) + 1)
+        self.row_starts = starts_of([inner + (inner > 0) for inner in network.inner])
+        self._bias_rows = self.row_starts[1:][list(network.chosen)] - 1
         self.neuron_starts = starts_of(network.widths[1:])
         self._products = {}
 
@@ -45,13 +51,12 @@ class FactoredForm:
     def of_operator(cls, operator, backend, dtype):
         """The form of a network's operator (`curvature.gauss_newton.GaussNewton` and its like). Not collective."""
         samples, mine, network = operator.samples, operator.mine, operator.network
-        weights = [np.zeros_like(network.weights[0]), *network.weights[1:]]
-        biases = [None if b is None else np.zeros(len(b)) for b in network.biases]
-        outputs = samples.p if samples.p is not None or samples.loss.constant else samples.output
-        kind = next(name for name, each in KINDS.items() if each == samples.loss.__name__)
+        first, kind = network.chosen[0], next(name for name, each in KINDS.items() if each == samples.loss.__name__)
         part = lambda a: np.array(a[:, mine], dtype, order="C")  # noqa: E731
-        shape = Network(weights, biases, "relu", "squared-error")
-        return cls(operator.comm, backend, shape, kind, samples.n, part(samples.X), part(samples.slopes), None if outputs is None else part(outputs))
+        x = np.concatenate([part(samples.inputs(layer)) for layer in network.chosen])
+        shape = _shape(network.widths[first:], network.weights[first + 1 :], network.has_bias[first:], [layer - first for layer in network.chosen])
+        slopes, outputs = part(samples.slopes[samples.neuron_starts[first] :]), None if samples.output is None else part(samples.output)
+        return cls(operator.comm, backend, shape, kind, samples.n, x, slopes, outputs)
 
     @property
     def n_mine(self):
@@ -61,9 +66,7 @@ class FactoredForm:
     @property
     def entries(self):
         """Numbers of the form, of all ranks."""
-        widths = self.network.widths
-        a_sample = sum(widths[:-1]) + 1 + sum(widths[1:-1]) + (0 if self.outputs is None else widths[-1])
-        return self.n * a_sample + self.n_weights
+        return self.n * numbers_a_sample(self.network, self.outputs is None) + self.n_weights
 
     @property
     def n_weights(self):
@@ -100,12 +103,12 @@ class FactoredForm:
         if self.kind == "squared-error":
             return ConstantRoot(self.network.n_outputs)
         outputs = (self.outputs if samples is None else self.outputs[:, samples]) if outputs is None else outputs
-        return (ProbabilityRoot if self.kind == "cross-entropy" else GradientRoot)(outputs.astype(np.float64))
+        return _ROOTS[self.kind](outputs.astype(np.float64))
 
     @property
     def rank(self):
         """r, the columns of R_i."""
-        return {"squared-error": self.network.n_outputs, "cross-entropy": self.network.n_outputs - 1, "outer-product": 1}[self.kind]
+        return {"cross-entropy": self.network.n_outputs - 1, "outer-product": 1}.get(self.kind, self.network.n_outputs)
 
     def block(self, lo, hi):
         """x, slopes and outputs of own samples lo … hi − 1 in one array, samples first, [hi − lo, …], float64."""
@@ -113,7 +116,8 @@ class FactoredForm:
         return np.concatenate([each.T for each in parts], axis=1, dtype=np.float64)
 
     def factors(self, block):
-        """(x̃ [m, d̃_ℓ], C [m, r, d_ℓ]) of every layer, the last first, for a `block`: C^L = Rᵀ, C^{ℓ−1} = C^ℓ W_ℓ diag(s'). d̃ counts the bias."""
+        """(x̃ [m, d̃_ℓ], C [m, r, d_ℓ]) of every layer, the last first, for a `block`: C^L = Rᵀ, C^{ℓ−1} = C^ℓ W_ℓ diag(s'). d̃ counts the bias, and
+        is 0 of a layer that is not chosen."""
         d, m = self.network.n_outputs, len(block)
         root = self.root(outputs=block[:, len(self.x) + len(self.slopes) :].T)
         C = np.ascontiguousarray(root.transposed(np.broadcast_to(np.eye(d)[:, :, None], (d, d, m))).transpose(2, 1, 0))
@@ -132,7 +136,7 @@ class FactoredForm:
 
     def _inputs_of(self, block, layer):
         first = self.row_starts[layer]
-        return block[:, first : first + self.network.widths[layer] + (self.network.biases[layer] is not None)]
+        return block[:, first : first + self.network.inner[layer] + self.network.has_bias[layer]]
 
     def _slopes_of(self, block, layer):
         at = len(self.x)
@@ -163,8 +167,8 @@ class FactoredForm:
         for lo, hi in self.blocks(min(self.rank, network.widths[-2])):
             for layer, (x, own) in zip(range(network.n_layers - 1, -1, -1), self._own_kernels(self.block(lo, hi)), strict=True):
                 squares = own.T @ np.square(x)
-                (weight, bias), inner = network.layer_offsets[layer], network.widths[layer]
-                total[weight : weight + network.weights[layer].size, 0] += squares[:, :inner].ravel()
+                (weight, bias), inner = network.layer_offsets[layer], network.inner[layer]
+                total[weight : weight + len(squares) * inner, 0] += squares[:, :inner].ravel()
                 if bias is not None:
                     total[bias : bias + len(squares), 0] += squares[:, inner]
         return reduce_rows(self.comm, total, self.parameter_starts)[:, 0] / self.n
@@ -182,17 +186,16 @@ class FactoredForm:
 
     def append(self, out):
         """`factored/…` (docs/FORMAT.md) into `out`, the attributes. Not collective."""
-        widths, starts = np.array(self.network.widths), self.sample_starts
-        bias_inputs = self.row_starts[1:] - 1
+        network, starts = self.network, self.sample_starts
         rows = lambda a: np.ascontiguousarray(a.T)  # noqa: E731
-        out.rows("factored/inputs", starts, rows(np.delete(self.x, bias_inputs, axis=0)), self.dtype)
-        out.rows("factored/scale", starts, rows(self.x[bias_inputs[:1]]), self.dtype)
+        out.rows("factored/inputs", starts, rows(np.delete(self.x, self._bias_rows, axis=0)), self.dtype)
+        out.rows("factored/scale", starts, rows(self.x[self._bias_rows[:1]]), self.dtype)
         out.rows("factored/slopes", starts, rows(self.slopes), self.dtype)
         if self.outputs is not None:
             out.rows("factored/outputs", starts, rows(self.outputs), self.dtype)
-        out.whole("factored/weights", np.concatenate([np.zeros(0), *(W.ravel() for W in self.network.weights[1:])]))
-        biases = [b is not None for b in self.network.biases]
-        return {"factored_loss": self.kind, "factored_widths": json.dumps(widths.tolist()), "factored_biases": json.dumps(biases), "n_samples": self.n}
+        out.whole("factored/weights", np.concatenate([np.zeros(0), *(W.ravel() for W in network.weights[1:])]))
+        described = {"widths": network.widths, "biases": network.has_bias, "layers": network.chosen}
+        return {f"factored_{name}": json.dumps(each) for name, each in described.items()} | {"factored_loss": self.kind, "n_samples": self.n}
 
     @classmethod
     def read(cls, file, backend):
@@ -200,18 +203,31 @@ class FactoredForm:
         given, comm = file.attributes, file.comm
         with together(comm):
             widths, kind, n = json.loads(given["factored_widths"]), given["factored_loss"], int(given["n_samples"])
+            if kind not in KINDS:
+                raise InputError(f"{file.path} has the loss {kind}, which this version does not read")
             starts, flat, at = row_starts(n, comm.size), file.read_all("factored/weights"), 0
-            weights = [np.zeros((widths[1], widths[0]))]
+            layers, weights = json.loads(given.get("factored_layers", json.dumps(list(range(len(widths) - 1))))), []
             for inner, out in zip(widths[1:-1], widths[2:], strict=True):
                 weights.append(flat[at : at + out * inner].reshape(out, inner))
                 at += out * inner
-            biases = [np.zeros(out) if has else None for out, has in zip(widths[1:], json.loads(given["factored_biases"]), strict=True)]
             rows = lambda name, width: read_rows(file, f"factored/{name}", starts, width).T  # noqa: E731
-            bias_inputs = np.cumsum(widths[:-1])
-            x = np.insert(rows("inputs", sum(widths[:-1])), bias_inputs, np.repeat(rows("scale", 1), len(bias_inputs), axis=0), axis=0)
+            bias_inputs = np.cumsum([widths[layer] for layer in layers])
+            x = np.insert(rows("inputs", int(bias_inputs[-1])), bias_inputs, np.repeat(rows("scale", 1), len(bias_inputs), axis=0), axis=0)
             outputs = None if kind == "squared-error" else np.ascontiguousarray(rows("outputs", widths[-1]))
             slopes = np.ascontiguousarray(rows("slopes", sum(widths[1:-1])))
-        return cls(comm, backend, Network(weights, biases, "relu", "squared-error"), kind, n, np.ascontiguousarray(x), slopes, outputs)
+        shape = _shape(widths, weights, json.loads(given["factored_biases"]), layers)
+        return cls(comm, backend, shape, kind, n, np.ascontiguousarray(x), slopes, outputs)
+
+
+def _shape(widths, weights, biases, layers):
+    """The network with these chosen layers that has W_2 … W_L; biases: which layers have one. Its other numbers are zero."""
+    biases = [np.zeros(out) if has else None for out, has in zip(widths[1:], biases, strict=True)]
+    return Network([np.zeros((widths[1], widths[0])), *weights], biases, "relu", "squared-error").restricted(layers)
+
+
+def numbers_a_sample(network, constant):
+    """Numbers of the form for one sample; constant: none for its outputs. Layers before the first chosen one do not count."""
+    return sum(network.inner) + 1 + sum(network.widths[network.chosen[0] + 1 : -1]) + (0 if constant else network.n_outputs)
 
 
 class _Arrays:

@@ -34,6 +34,8 @@ def _pairs(left, right):
     """Σ_ℓ ⟨x̃_i, x̃_j⟩ C_i C_jᵀ, [m r, m' r]."""
     total = None
     for (x, C), (x2, C2) in zip(left, right, strict=True):
+        if not x.shape[1]:  # a layer that is not chosen
+            continue
         (m, r, d), m2 = C.shape, len(C2)
         part = C.reshape(m * r, d) @ C2.reshape(m2 * r, d).T
         part.reshape(m, r, m2, r)[...] *= (x @ x2.T)[:, None, :, None]
@@ -43,7 +45,8 @@ def _pairs(left, right):
 
 def gram_flops(form):
     """Arithmetic of the lower triangle."""
-    return float(form.n * form.rank) ** 2 * (sum(form.network.widths[1:]) + 4 * form.network.n_layers)
+    widths = [form.network.widths[layer + 1] for layer in form.network.chosen]
+    return float(form.n * form.rank) ** 2 * (sum(widths) + 4 * len(widths))
 
 
 def norm_from_gram(form):

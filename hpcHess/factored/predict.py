@@ -4,16 +4,16 @@ import numpy as np
 
 from hpcHess.blockwise.symmetric import SymmetricBlocks
 from hpcHess.compressed.format import Prediction
+from hpcHess.factored.form import numbers_a_sample
 from hpcHess.parallel.ownership import row_starts
 
 
 def form_numbers(facts):
-    """Numbers of the factored form (`factored.form`), 0 for an operator that is no network's."""
-    if facts.widths is None:
+    """Numbers of the factored form (`factored.form`), 0 for an operator without samples."""
+    if not hasattr(facts.operator, "samples"):
         return 0.0
-    widths, constant = facts.widths, getattr(facts.operator.samples.loss, "constant", False)
-    a_sample = sum(widths[:-1]) + 1 + sum(widths[1:-1]) + (0 if constant else widths[-1])
-    return float(facts.n_samples * a_sample + sum(a * b for a, b in zip(widths[1:-1], widths[2:], strict=True)))
+    network, constant = facts.network, facts.operator.samples.loss.constant
+    return float(facts.n_samples * numbers_a_sample(network, constant) + sum(W.size for W in network.weights[network.chosen[0] + 1 :]))
 
 
 def predict_none(facts):
@@ -30,13 +30,14 @@ def predict_none(facts):
 
 def predict_data_woodbury(facts):
     """GGᵀ of M = n r rows, r the outputs less what softmax leaves out; Cholesky once a damping. Collective."""
-    if facts.widths is None:
+    if not hasattr(facts.operator, "samples"):
         return Prediction(refused="no samples")
     rank = {"CrossEntropy": facts.n_outputs - 1, "OuterProduct": 1}.get(facts.operator.samples.loss.__name__, facts.n_outputs)
     rows, numbers, comm = float(facts.n_samples * rank), form_numbers(facts), facts.comm
     starts = row_starts(facts.n_samples, comm.size) * rank
     gram = rows * (rows + 1) / 2
-    assembly = rows * facts.n_samples * (sum(facts.widths[:-1]) + rank * sum(facts.widths[1:]))
+    network = facts.network
+    assembly = rows * facts.n_samples * (sum(network.inner) + rank * sum(network.widths[layer + 1] for layer in network.chosen))
     return Prediction(
         entries=numbers + gram,
         memory=numbers * (facts.itemsize + 8) + float(comm.allreduce(SymmetricBlocks.bytes_needed(comm, [int(rows)], np.float64, starts, factors=True))),

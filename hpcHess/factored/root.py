@@ -41,6 +41,19 @@ class ConstantRoot:
     apply = transposed
 
 
+class DiagonalRoot:
+    """Q = diag(q), r = d, for q ≥ 0 [d, n]."""
+
+    def __init__(self, q):
+        self.root, self.rank = np.sqrt(q), len(q)
+
+    def transposed(self, U):
+        """√q U."""
+        return self.root * U
+
+    apply = transposed
+
+
 class GradientRoot:
     """Q = δδᵀ, r = 1, for gradients δ [d, n]."""
 
