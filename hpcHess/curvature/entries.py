@@ -14,7 +14,6 @@ Samples are taken in pieces that stay in the cache; sums over pieces are in floa
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
-from hpcHess.curvature.kernel import Kernel
 
 _PIECE = 1 << 17  # numbers in one [|J|, samples] temporary of the second kind
 _SPARSITY = 4  # most work by pairs of neurons and inputs, as a multiple of the block's entries
@@ -23,10 +22,10 @@ _ROWS = 1 << 21  # numbers in one [|I|, samples] temporary of the first kind
 
 
 class Entries:
-    """Evaluates entries from `Samples`, for parameters in PyTorch's order. Making it is collective over `comm`, its methods are not."""
+    """Evaluates entries from `Samples` and a `Kernel` of them, for parameters in PyTorch's order. Not collective."""
 
-    def __init__(self, network, samples, comm):
-        self.samples, self.kernel, self.n_params = samples, Kernel(samples, comm), network.n_params
+    def __init__(self, network, samples, kernel):
+        self.samples, self.kernel, self.n_params = samples, kernel, network.n_params
         self._starts = np.array([at for at, _ in network.layer_offsets] + [network.n_params], np.int64)
         self._inner = np.array(network.inner, np.int64)
         self._n_weights = self._inner * network.widths[1:]
@@ -75,12 +74,16 @@ class Entries:
     def _block(self, neuron_I, row_I, neuron_J, row_J):
         I, J = _Side.sorted(neuron_I, row_I), _Side.sorted(neuron_J, row_J)
         H = np.zeros((len(neuron_I), len(neuron_J)))  # sums in float64, rows and columns sorted by neuron
-        a, b = np.searchsorted(I.neuron, self._separable), np.searchsorted(J.neuron, self._separable)
-        for rows, columns in ((slice(0, a), slice(0, None)), (slice(a, None), slice(0, b))):
-            self._add_by_neuron(I.part(rows), J.part(columns), H[rows, columns])
-        self._add_separable(I.part(slice(a, None)), J.part(slice(b, None)), H[a:, b:])
+        self._add(I, J, H)
         H /= self.samples.n
         return H.astype(self.samples.dtype)[I.place][:, J.place]
+
+    def _add(self, I, J, H):
+        """H += Σ_i of the entries."""
+        a, b = np.searchsorted(I.neuron, self._separable), np.searchsorted(J.neuron, self._separable)
+        self._add_by_neuron(I.part(slice(0, a)), J, H[:a])
+        self._add_by_neuron(J.part(slice(0, b)), I.part(slice(a, None)), H[a:, :b].T)
+        self._add_separable(I.part(slice(a, None)), J.part(slice(b, None)), H[a:, b:])
 
     def _add_separable(self, I, J, H):
         """H += ⟨M e_p, M e_p'⟩ ∘ A_I A_Jᵀ."""
@@ -118,9 +121,8 @@ class Entries:
             for at, p in enumerate(I.neurons):
                 rows.expand(p, J, B)
                 B *= X_J
-                mine = slice(I.starts[at], I.starts[at + 1])
+                mine = I.group(at)
                 H[mine] += X_I[mine] @ B.T
-
 
     def _add_by_pairs(self, I, J, H):
         """The same for blocks of (nearly) all pairs of some neurons and some inputs: Σ_i κ_i(p, p') (x_iq x_iq'), one matrix product
@@ -159,6 +161,10 @@ class _Side:
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         return cls(neuron[order], row[order], place)
+
+    def group(self, at):
+        """The slice of one neuron."""
+        return slice(int(self.starts[at]), int(self.starts[at + 1]))
 
     def extent(self):
         """#neurons · #inputs; makes `inputs` and `of_input` [len]."""

@@ -5,24 +5,22 @@ from mpi4py import MPI
 
 from hpcHess import backend as backends
 from hpcHess.curvature.entries import Entries
+from hpcHess.curvature.kernel import Kernel
 from hpcHess.curvature.products import Products
 from hpcHess.curvature.samples import Samples
 from hpcHess.networks.network import Network
 from hpcHess.networks.problem import checked_data
 from hpcHess.parallel.agree import together
-from hpcHess.parallel.exchange import gather_rows, reduce_rows
-from hpcHess.parallel.operator import checked_dtype
-from hpcHess.parallel.ownership import row_starts, whole_rows
+from hpcHess.parallel.operator import SummedOperator, checked_dtype
+from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 
-PRODUCT_BYTES = 1 << 28  # of a block of columns of `matmat_rows`
-_MESSAGE = 1 << 28  # numbers
 EXACT_INPUTS = 1024  # samples up to which inputs are compared without a projection
 _SAMPLES = 4096  # of one step of the diagonal
 
 
-class GaussNewton:
+class GaussNewton(SummedOperator):
     r"""The Gauss–Newton matrix (for cross-entropy: the Fisher matrix), mean over the samples (w_i = 1/n) or with weights:
 
     .. math:: H = \sum_{i=1}^n w_i J_i^T Q_i J_i \in R^{N \times N}, \quad J_i = \partial z_i / \partial\theta \in R^{d \times N},
@@ -46,6 +44,8 @@ class GaussNewton:
     `quadrature`, `full`: of an operator made by `reduced` how its samples were chosen (`curvature.quadrature.Quadrature`) and the operator
     on all of them; else None and the operator itself.
     """
+
+    _kernel_bytes = None  # at most, of the kernel stored; None: `kernel.STORED_BYTES`
 
     def __init__(self, network, inputs, targets=None, weights=None, comm=MPI.COMM_WORLD, dtype=np.float64, backend="auto"):
         with together(comm):
@@ -89,44 +89,23 @@ class GaussNewton:
         self.n_params, self.n_samples, self.n_outputs = network.n_params, samples.n, network.n_outputs
         bounds = row_starts(self.n_samples, comm.size)
         self.mine = slice(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
-        self.parameter_starts = row_starts(self.n_params, comm.size)
         with together(comm):
             if not self.samples.finite(self.mine):
                 raise InputError(f"the network overflows on these inputs in {self.dtype}: scale the inputs or the weights")
         self._products = Products(network, self.samples, self.mine, arrays)
-        self._entries = Entries(network, self.samples, comm)
-        self.alive = np.flatnonzero(self._by_parameter(self._sees, np.float32, MPI.MAX)).astype(np.int64)
+        self._entries = Entries(network, self.samples, Kernel(self.samples, comm, self._kernel_bytes))
+        self.alive = np.flatnonzero(self.by_parameter(self._sees, np.float32, MPI.MAX)).astype(np.int64)
 
     def __repr__(self):
         return f"{type(self).__name__}({self.network!r}, {self.n_samples} samples, {self.dtype})"
-
-    @property
-    def shape(self):
-        """(N, N)."""
-        return self.n_params, self.n_params
 
     def partial_matmat(self, V):
         """The share of this rank's samples of HV: [N, k] → [N, k], row-major; the sum over ranks is HV. Not collective."""
         return self._products.matmat(V)
 
-    def matmat(self, V):
-        """HV for V [N] or [N, k], whole on every rank, as is the result. Collective."""
-        V = whole_rows(V, self.n_params)
-        return self._reduce(self.partial_matmat(V.reshape(self.n_params, -1))).reshape(V.shape)
-
-    __matmul__ = matmat
-
-    def matmat_rows(self, V):
-        """HV in parameter rows (`parallel.ownership.row_starts`), [n_local, k] → [n_local, k]. Collective."""
-        result, width = np.empty(V.shape, self.dtype), max(1, PRODUCT_BYTES // (self.n_params * self.dtype.itemsize))
-        for a in range(0, V.shape[1], width):
-            whole = gather_rows(self.comm, np.ascontiguousarray(V[:, a : a + width], self.dtype), self.parameter_starts)
-            result[:, a : a + width] = reduce_rows(self.comm, self.partial_matmat(whole), self.parameter_starts)
-        return result
-
     def diagonal(self):
         """H_jj = Σ_i w_i x_iq² κ_i(p, p), [N], exact, sums in float64. Collective."""
-        return (self._by_parameter(self._squares, np.float64, MPI.SUM) / self.n_samples).astype(self.dtype)
+        return (self.by_parameter(self._squares, np.float64, MPI.SUM) / self.n_samples).astype(self.dtype)
 
     def entries(self, I, J):
         """Exact H[I, J], [|I|, |J|], for int64 parameter indices. Not collective."""
@@ -145,7 +124,7 @@ class GaussNewton:
 
     def probe(self, k, seed=0):
         """Z [N, k] with E ZZᵀ = H, whole on every rank: a Johnson–Lindenstrauss embedding of the Gram vectors. Collective."""
-        return self._reduce(self.partial_probe(k, seed))
+        return self.combined(self.partial_probe(k, seed))
 
     def input_groups(self, n_columns, seed):
         """(groups int64 [N], rows [#groups, …]): each parameter's input (a bias: its layer's constant 1), and the inputs' vectors over
@@ -187,7 +166,7 @@ class GaussNewton:
         """Σ_i x_iq² κ_i(p, p), [d_ℓ, d_{ℓ−1} + 1]."""
         return self.samples.own_kernel(layer, piece) @ np.square(self.samples.inputs(layer)[:, piece], dtype=np.float64).T
 
-    def _by_parameter(self, part, dtype, operation):
+    def by_parameter(self, part, dtype, operation):
         """`part(layer, piece)` [d_ℓ, d_{ℓ−1} + 1] combined (MPI.SUM or MPI.MAX) over all samples, in parameter order, [N]. Collective."""
         combine = np.add if operation == MPI.SUM else np.maximum
         result = []
@@ -199,14 +178,7 @@ class GaussNewton:
             result.append(total[:, :-1].ravel())
             if self.network.has_bias[layer]:
                 result.append(total[:, -1])
-        return self._reduce(np.concatenate(result), operation)
-
-    def _reduce(self, partial, operation=MPI.SUM):
-        """Combine whole arrays over the ranks, in place, by messages of bounded size. Collective."""
-        flat = partial.reshape(-1)
-        for at in range(0, flat.size, _MESSAGE):
-            self.comm.Allreduce(MPI.IN_PLACE, flat[at : at + _MESSAGE], operation)
-        return partial
+        return self.combined(np.concatenate(result), operation)
 
     def close(self):
         """Free the host's shared memory; the operator cannot be used any more. Collective."""

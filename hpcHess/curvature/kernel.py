@@ -8,15 +8,16 @@ STORED_BYTES = 1 << 30  # of κ for all pairs, on one host
 
 
 class Kernel:
-    """κ for pairs of neurons, numbered through all layers: stored once per host where all pairs fit in STORED_BYTES, else made anew.
+    """κ for pairs of neurons, numbered through all layers: stored once per host where all pairs fit in `most` bytes (STORED_BYTES), else made anew.
 
     Making it is collective over `comm`. Where both neurons' factors are shared by the samples (`Entries`), κ is not needed.
     """
 
-    def __init__(self, samples, comm):
+    def __init__(self, samples, comm, most=None):
+        most = STORED_BYTES if most is None else most
         self.samples, self._held, self.stored = samples, None, None
         count = int(samples.neuron_starts[-1])
-        if all(C is None for C in samples.C) and samples.output is None or count**2 * samples.n * samples.dtype.itemsize > STORED_BYTES:
+        if all(C is None for C in samples.C) and samples.output is None or count**2 * samples.n * samples.dtype.itemsize > most:
             return
         self._held = HostArray(comm, (count, count, samples.n), samples.dtype)
         share, every = self._held.share_of(samples.n), np.arange(count)

@@ -182,7 +182,7 @@ def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
     monkeypatch.setattr(kernel, "STORED_BYTES", 0)
     monkeypatch.setattr(samples, "_BLOCK", 64)
     monkeypatch.setattr("hpcHess.curvature.gauss_newton._SAMPLES", 7)
-    monkeypatch.setattr("hpcHess.curvature.gauss_newton._MESSAGE", 13)
+    monkeypatch.setattr("hpcHess.parallel.operator._MESSAGE", 13)
     pieces = GaussNewton(network, inputs, comm=comm)
     found = pieces.matmat(V), pieces.probe(11, 2), pieces.diagonal(), pieces.entries(pieces.alive, pieces.alive)
     for each, other in zip(found, expected, strict=True):

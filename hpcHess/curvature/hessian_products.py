@@ -1,0 +1,277 @@
+r"""Products with the exact Hessian of a multilayer perceptron by Pearlmutter's R-operator, many vectors at once.
+
+For a vector v with layer parts V_ℓ = [V_W V_b], x̃ = [x; 1], δ = ∂f/∂a and t = s'' ∘ ∂f/∂x (`Gradients`), over the samples (last index):
+
+    da^ℓ = V_ℓ x̃^{ℓ−1} + W_ℓ dx^{ℓ−1},   dx^ℓ = s'^ℓ ∘ da^ℓ,
+    u^L = Q da^L + t^L ∘ da^L,   u^{ℓ−1} = s'^{ℓ−1} ∘ (W_ℓᵀ u^ℓ + V_Wᵀ δ^ℓ) + t^{ℓ−1} ∘ da^{ℓ−1},
+    (Hv)_ℓ = (1/n) Σ_i u^ℓ (x̃^{ℓ−1})ᵀ + δ^ℓ [dx^{ℓ−1}; 0]ᵀ.
+
+Pearlmutter, Neural Computation 1994, §4.3. Multivectors over the samples are [d_ℓ, k, m]: every product above is one matrix product for all
+vectors and samples of a block; V_W [d_ℓ, d_{ℓ−1}·k] and its gradient δ dxᵀ are used as they lie in V and HV.
+
+Where Q = 2 I, u^L and da^L of the size outputs × samples need not be formed: with S = Σ_i x̃x̃ᵀ and P = Σ_i dx x̃ᵀ
+
+    W_LᵀQ da^L = 2 (W_LᵀV_L) x̃ + 2 (W_LᵀW_L) dx,   Σ_i Q da^L x̃ᵀ = 2 (V_L S + W_L P).
+"""
+
+import math
+
+import numpy as np
+
+from hpcHess.parallel.ownership import row_starts
+
+TEMPORARY_BYTES = 1 << 28  # of all temporaries of one product together, its result aside
+_SAMPLES = 1024  # of one sweep: the inner dimension of the gradients' products
+_COLUMNS = 64
+
+
+class HessianProducts:
+    """Sweeps over the samples `mine` (a slice) of `samples` and their `gradients`; `backend` holds the arrays. Not collective."""
+
+    def __init__(self, network, samples, gradients, mine, backend):
+        self.xp, self.backend, self.loss, self.n, self.dtype = backend.xp, backend, samples.loss, samples.n, samples.dtype
+        self.n_params, self.n_mine = network.n_params, mine.stop - mine.start
+        self.X = backend.asarray(samples.X[:, mine])
+        self.output = None if samples.output is None else backend.asarray(np.ascontiguousarray(samples.output[:, mine]))
+        first = network.chosen[0]  # nothing changes before this layer
+        self.layers = [_Layer(network, samples, gradients, layer, mine, backend) for layer in range(first, network.n_layers)]
+        self.contracted = self._contracts()
+        if self.contracted:
+            last = self.layers[-1]
+            x = self.X[last.rows]
+            self.gram, self.square = self.xp.matmul(x, x.T) * 2, self.xp.matmul(last.W.T, last.W) * 2  # 2 S, 2 WᵀW
+
+    def _contracts(self):
+        """Whether the last layer's da is not formed: with c its inputs, d outputs, about 6 c² (d + n) in place of 8 c d n operations a vector."""
+        last = self.layers[-1]
+        return self.loss.constant and len(self.layers) > 1 and 3 * last.inner * (last.out + self.n_mine) < 4 * last.out * self.n_mine
+
+    def matmat(self, V):
+        """(1/n) Σ_{i mine} ∂²f_i/∂θ² V, [N, k] for V [N, k], row-major."""
+        V = self.backend.asarray(V)
+        k = V.shape[1]
+        if not self.n_mine or not k:
+            return np.zeros((self.n_params, k), self.dtype)
+        width, n_blocks = self._blocking(k)
+        starts = row_starts(self.n_mine, n_blocks)
+        sweep, result = _Sweep(self, width, int(starts[1]), n_blocks > 1), self.xp.empty((self.n_params, k), self.dtype)
+        for a in range(0, k, width):
+            columns = slice(a, min(k, a + width))
+            part = result if width >= k else self.xp.empty((self.n_params, columns.stop - a), self.dtype)
+            sweep.load(self.xp.ascontiguousarray(V[:, columns], self.dtype), part)
+            for lo, hi in zip(starts[:-1], starts[1:], strict=True):
+                sweep.add(slice(int(lo), int(hi)))
+            sweep.store(self.dtype.type(1 / self.n))
+            if part is not result:
+                result[:, columns] = part
+        return self.backend.to_host(result)
+
+    def _blocking(self, k):
+        """(columns, number of sample blocks) of one sweep that keep its buffers within TEMPORARY_BYTES."""
+        budget, n_blocks = TEMPORARY_BYTES // self.dtype.itemsize, -(-self.n_mine // _SAMPLES)
+        while True:
+            samples = -(-self.n_mine // n_blocks)
+            fixed, per_sample = _Sweep.numbers(self, n_blocks > 1)
+            width = budget // (fixed + per_sample * samples)
+            if width >= min(4, k) or samples <= 64:
+                return max(1, min(k, width, _COLUMNS)), n_blocks
+            n_blocks *= 2
+
+
+class _Layer:
+    """A layer's arrays, and its place in the parameters and the inputs; `columns` = d_{ℓ−1}, + 1 with a bias, 0 where it is not chosen."""
+
+    def __init__(self, network, samples, gradients, layer, mine, backend):
+        asarray = lambda array: backend.asarray(np.ascontiguousarray(array, samples.dtype))  # noqa: E731
+        W, (weight, bias), self.own = network.weights[layer], network.layer_offsets[layer], network.inner[layer]
+        (self.out, self.inner), self.W = W.shape, asarray(W)
+        self.weight = slice(weight, weight + self.out * self.own)
+        self.bias = None if bias is None else slice(bias, bias + self.out)
+        self.columns = self.own + (bias is not None)
+        first = int(samples.row_starts[layer])
+        self.rows = slice(first, first + self.columns)
+        self.slope = None if layer == samples.n_layers - 1 else backend.asarray(samples.slope(layer)[:, mine])
+        self.delta = backend.asarray(gradients.delta(layer)[:, mine])
+        self.bend = None if gradients.bend(layer) is None else backend.asarray(gradients.bend(layer)[:, mine])
+
+    @property
+    def size(self):
+        """Its number of parameters."""
+        return self.out * self.columns
+
+
+class _Sweep:
+    """Buffers of k vectors and m samples, reused from block to block.
+
+    A_ℓ, G_ℓ [out, k, c]: the vectors, and Σ u x̃ᵀ;  D_ℓ [out, k, m]: da;  T: temporaries [widest, k, m];  more: one gradient
+    M, P [in, k, c] of a contracted last layer: 2 WᵀV and Σ dx x̃ᵀ
+    """
+
+    def __init__(self, products, k, m, several):
+        self.products, self.xp, self.layers, self.several = products, products.xp, products.layers, several
+        self.contracted = products.contracted
+        self.full = self.layers[:-1] if self.contracted else self.layers  # whose da is formed
+        empty = lambda *shape: self.xp.empty(math.prod(shape), products.dtype)  # noqa: E731
+        self.A, self.G = ([empty(k, layer.size) for layer in self.full] for _ in range(2))
+        self.D = [empty(k, m, layer.out) for layer in self.full]
+        self.T = [empty(k, m, max(layer.out for layer in self.full)) for _ in range(self._temporaries(len(self.layers)))]
+        self.more = empty(k, self._most(self.layers, self.contracted)) if several or self.contracted else None
+        if self.contracted:
+            last = self.layers[-1]
+            self.M, self.P = (empty(k, last.inner * last.columns) for _ in range(2))
+
+    @staticmethod
+    def _temporaries(n_layers):
+        return min(3, n_layers)
+
+    @staticmethod
+    def _most(layers, contracted):
+        return max(max(layer.size for layer in layers), layers[-1].inner * layers[-1].columns if contracted else 0)
+
+    @classmethod
+    def numbers(cls, products, several):
+        """Numbers in the buffers (for one vector, for one vector and one sample)."""
+        layers, contracted = products.layers, products.contracted
+        full = layers[:-1] if contracted else layers
+        fixed = 2 * sum(layer.size for layer in full) + (several or contracted) * cls._most(layers, contracted)
+        fixed += contracted * 2 * layers[-1].inner * layers[-1].columns + 2 * products.n_params  # the columns of V and HV
+        return fixed, sum(layer.out for layer in full) + cls._temporaries(len(layers)) * max(layer.out for layer in full) + layers[-1].out
+
+    @staticmethod
+    def of(buffer, *shape):
+        """The beginning of a buffer, in that shape."""
+        return buffer[: math.prod(shape)].reshape(shape)
+
+    def load(self, V, result):
+        """Begin with V [N, k], to be multiplied into result [N, k], both row-major."""
+        self.V, self.result, self.k, self.fresh = V, result, V.shape[1], True
+        for layer, A in zip(self.full, self.A, strict=True):
+            if layer.columns:
+                A = self.of(A, layer.out, self.k, layer.columns)
+                A[:, :, : layer.own] = V[layer.weight].reshape(layer.out, layer.own, -1).transpose(0, 2, 1)
+                if layer.bias is not None:
+                    A[:, :, layer.own] = V[layer.bias]
+        last, k = self.layers[-1], self.k
+        if self.contracted and last.columns:
+            M, W = self.of(self.M, last.inner, k, last.columns), last.W.T * 2
+            found = self.of(self.more, last.inner, last.own * k)
+            self.xp.matmul(W, V[last.weight].reshape(last.out, -1), out=found)
+            M[:, :, : last.own] = found.reshape(last.inner, last.own, k).transpose(0, 2, 1)
+            if last.bias is not None:
+                M[:, :, last.own] = self.xp.matmul(W, V[last.bias])
+
+    def add(self, block):
+        """Add the share of a block of samples."""
+        self._backward(self._forward(block), block)
+        self.fresh = False
+
+    def _accumulate(self, total, left, right):
+        """total ← left right, or total += that."""
+        if self.fresh:
+            self.xp.matmul(left, right, out=total)
+        else:
+            total += self.xp.matmul(left, right, out=self.of(self.more, *total.shape))
+
+    def _forward(self, block):
+        """da of the layers, δ dxᵀ on the way; returns what is below u^L: u^L [d, k, m], or of a contracted layer W_LᵀQ da^L [d_{L−1}, k, m]."""
+        xp, k, m, X = self.xp, self.k, block.stop - block.start, self.products.X[:, block]
+        for at, layer in enumerate(self.layers):
+            if at == 0:
+                D = self.of(self.D[0], layer.out * k, m)
+                xp.matmul(self.of(self.A[0], layer.out * k, layer.columns), X[layer.rows], out=D)
+                continue
+            below = self.layers[at - 1]
+            dx = self.of(self.T[0], below.out, k, m)
+            xp.multiply(below.slope[:, None, block], self.of(self.D[at - 1], below.out, k, m), out=dx)
+            if layer.columns:
+                self._accumulate(self.result[layer.weight].reshape(layer.out, -1), layer.delta[:, block], dx.reshape(-1, m).T)
+            if layer is self.layers[-1] and self.contracted:
+                return self._contracted(dx, X[layer.rows])
+            D = self.of(self.D[at], layer.out, k, m)
+            xp.matmul(layer.W, dx.reshape(layer.inner, -1), out=D.reshape(layer.out, -1))
+            if layer.columns:
+                T = self.of(self.T[0], layer.out * k, m)
+                D += xp.matmul(self.of(self.A[at], layer.out * k, layer.columns), X[layer.rows], out=T).reshape(D.shape)
+        return self._outputs(self.of(self.D[-1], self.layers[-1].out, k, m), block)
+
+    def _contracted(self, dx, x):
+        """W_LᵀQ da^L = 2 (W_LᵀV_L) x̃ + 2 (W_LᵀW_L) dx, [d_{L−1}, k, m], in T[1]; dx is in T[0]."""
+        last, (_, k, m) = self.layers[-1], dx.shape
+        found = self.of(self.T[1], *dx.shape)
+        self.xp.matmul(self.products.square, dx.reshape(last.inner, -1), out=found.reshape(last.inner, -1))
+        if last.columns:
+            self._accumulate(self.of(self.P, last.inner * k, last.columns), dx.reshape(-1, m), x.T)
+            M = self.of(self.M, last.inner * k, last.columns)
+            found += self.xp.matmul(M, x, out=dx.reshape(-1, m)).reshape(found.shape)
+        return found
+
+    def _outputs(self, U, block):
+        """u^L = Q da^L + t^L da^L, in the place of da^L."""
+        output, bend, bent = self.products.output, self.layers[-1].bend, None
+        if bend is not None:
+            bent = bend[:, None, block] * U
+        self.products.loss.apply_hessian(U.transpose(1, 0, 2), None if output is None else output[:, block])
+        if bent is not None:
+            U += bent
+        return U
+
+    def _backward(self, U, block):
+        """u of the layers and Σ u x̃ᵀ, from what `_forward` returned."""
+        xp, k, m, X, used = self.xp, self.k, block.stop - block.start, self.products.X[:, block], 1 if self.contracted else None
+        for at in range(len(self.layers) - 1, -1, -1):
+            layer = self.layers[at]
+            through = at == len(self.layers) - 1 and self.contracted
+            if layer.columns and not through:
+                self._accumulate(self.of(self.G[at], layer.out * k, layer.columns), U.reshape(-1, m), X[layer.rows].T)
+            if at == 0:
+                return
+            free = [each for each in range(len(self.T)) if each != used]
+            if not through:
+                used, free = free[0], free[1:]
+                g = self.of(self.T[used], layer.inner, k, m)
+                xp.matmul(layer.W.T, U.reshape(layer.out, -1), out=g.reshape(layer.inner, -1))
+                U = g
+            below = self.layers[at - 1]
+            if layer.columns:
+                V = self.V[layer.weight].reshape(layer.out, -1)
+                U += xp.matmul(V.T, layer.delta[:, block], out=self.of(self.T[free[0]], layer.inner * k, m)).reshape(U.shape)
+            U *= below.slope[:, None, block]
+            if below.bend is not None:
+                D = self.of(self.D[at - 1], *U.shape)
+                D *= below.bend[:, None, block]
+                U += D
+
+    def store(self, scale):
+        """result ← scale · (δ dxᵀ, which is there, + Σ u x̃ᵀ)."""
+        k = self.k
+        for at, layer in enumerate(self.layers):
+            if not layer.columns:
+                continue
+            H = self.result[layer.weight].reshape(layer.out, layer.own, k)
+            if layer is self.layers[-1] and self.contracted:
+                self._store_contracted(H, scale)
+                continue
+            G = self.of(self.G[at], layer.out, k, layer.columns)
+            if at:
+                H += G[:, :, : layer.own].transpose(0, 2, 1)
+                H *= scale
+            else:
+                self.xp.multiply(G[:, :, : layer.own].transpose(0, 2, 1), scale, out=H)
+            if layer.bias is not None:
+                self.xp.multiply(G[:, :, layer.own], scale, out=self.result[layer.bias])
+
+    def _store_contracted(self, H, scale):
+        """Of the last layer: Σ u x̃ᵀ = 2 (V S + W P); products.gram is 2 S."""
+        xp, last, k, gram = self.xp, self.layers[-1], self.k, self.products.gram
+        V = self.V[last.weight].reshape(last.out, last.own, k)
+        P = self.of(self.P, last.inner, k, last.columns) * 2
+        more = self.of(self.more, last.out, last.own, k)
+        H += xp.matmul(gram[: last.own, : last.own], V, out=more)
+        turned = xp.ascontiguousarray(P[:, :, : last.own].transpose(0, 2, 1)).reshape(last.inner, -1)
+        H += xp.matmul(last.W, turned, out=more.reshape(last.out, -1)).reshape(H.shape)
+        if last.bias is not None:
+            edge, b = gram[last.own, : last.own], self.V[last.bias]
+            H += xp.multiply(edge[None, :, None], b[:, None], out=more)
+            found = xp.matmul(edge, V) + gram[last.own, last.own] * b + xp.matmul(last.W, P[:, :, last.own])
+            xp.multiply(found, scale, out=self.result[last.bias])
+        H *= scale
