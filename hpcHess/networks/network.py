@@ -35,8 +35,8 @@ class Network:
         biases = [None] * len(weights) if biases is None else biases
         if len(biases) != len(weights):
             raise InputError(f"{len(weights)} weights but {len(biases)} biases: use None where a layer has no bias")
-        self.weights = [_parameter(_key(layer, "weight"), each, 2) for layer, each in enumerate(weights)]
-        self.biases = [None if each is None else _parameter(_key(layer, "bias"), each, 1) for layer, each in enumerate(biases)]
+        self.weights = [checked_parameter(_key(layer, "weight"), each, 2) for layer, each in enumerate(weights)]
+        self.biases = [None if each is None else checked_parameter(_key(layer, "bias"), each, 1) for layer, each in enumerate(biases)]
         self.activations, self.loss = _activations(activation, len(weights) - 1), str(loss)
         self.output = checked_activation(output, "the output's activation")
         if self.output != "identity" and loss != "squared-error":
@@ -186,8 +186,8 @@ def _key(layer, name):
     return f"{2 * layer}.{name}"
 
 
-def _parameter(name, array, ndim):
-    """A finite float64 array of `ndim` dimensions, in row-major order and of our own."""
+def checked_parameter(name, array, ndim):
+    """A finite float64 array of `ndim` dimensions, in row-major order and of our own; InputError, naming it, for anything else."""
     try:
         array = np.asarray(array)
     except ValueError as error:

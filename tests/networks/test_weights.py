@@ -1,4 +1,4 @@
-"""Weights from .npz, .safetensors and .h5, and what is wrong with files."""
+"""Weights from .npz, .safetensors and .h5, and what is wrong with files. Other names: test_state_dict.py; models: test_keras_file.py, test_onnx_file.py."""
 
 import numpy as np
 import pytest
@@ -45,8 +45,11 @@ def test_file_and_key_are_named(tmp_path, suffix):
     path = write(tmp_path / f"nan{suffix}", content)
     with pytest.raises(InputError, match=rf"nan{suffix}: 2.weight is not finite: nan at \[1, 3\]"):
         read_network(path, "relu", "cross-entropy")
-    path = write(tmp_path / f"gap{suffix}", {"0.weight": np.ones((2, 2)), "4.weight": np.ones((2, 2))})
-    with pytest.raises(InputError, match=rf"gap{suffix}: key 2.weight is missing"):
+    path = write(tmp_path / f"gap{suffix}", {"0.weight": np.ones((2, 2)), "4.bias": np.ones(2), "4.weight": np.ones((2, 3))})
+    with pytest.raises(InputError, match=rf"gap{suffix}: shapes do not chain .*: 0.weight \[2, 2\], 4.weight \[2, 3\]"):
+        read_network(path, "relu", "cross-entropy")
+    path = write(tmp_path / f"alone{suffix}", {"0.weight": np.ones((2, 2)), "2.bias": np.ones(2)})
+    with pytest.raises(InputError, match=rf"alone{suffix}: 2.bias has no 2.weight"):
         read_network(path, "relu", "cross-entropy")
     path = write(tmp_path / f"chain{suffix}", {"0.weight": np.ones((2, 2)), "2.weight": np.ones((2, 3))})
     with pytest.raises(InputError, match=rf"chain{suffix}: shapes do not chain"):
@@ -87,21 +90,77 @@ def test_npy_under_the_name_of_npz_is_refused(tmp_path):
         read_network(tmp_path / "net.npz", "relu", "cross-entropy")
 
 
-def test_group_in_hdf5_is_an_odd_key(tmp_path):
-    path = write(tmp_path / "group.h5", {"0/weight": np.ones((2, 2))})
-    with pytest.raises(InputError, match="group.h5: odd key '0/weight'"):
-        read_network(path, "relu", "cross-entropy")
+def test_groups_in_hdf5_are_dots(tmp_path):
+    path = write(tmp_path / "group.h5", {key.replace(".", "/"): array for key, array in arrays().items()})
+    assert read_network(path).digest() == Network.from_arrays(arrays(), "relu", "cross-entropy").digest()
+    with pytest.raises(InputError, match="twice.h5: 0[./]weight is there twice"):
+        read_network(write(tmp_path / "twice.h5", {"0/weight": np.ones((2, 2)), "0.weight": np.ones((2, 2))}))
 
 
 def test_unknown_suffix(tmp_path):
-    (tmp_path / "net.pt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"net.pt: weights are read from .npz, .safetensors, .h5"):
-        read_network(tmp_path / "net.pt", "relu", "cross-entropy")
+    (tmp_path / "net.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"net.bin: networks are read from .npz, .safetensors, .h5, .hdf5, .pt, .pth, .keras, .onnx files"):
+        read_network(tmp_path / "net.bin", "relu", "cross-entropy")
+
+
+def safetensors(path, dtype, data):
+    """A file of one tensor 0.weight [1, 2]."""
+    header = b'{"0.weight":{"dtype":"%s","shape":[1,2],"data_offsets":[0,%d]}}' % (dtype.encode(), len(data))
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path
+
+
+def test_bfloat16_in_safetensors(tmp_path):
+    """The upper half of a float32: 0x3fc0 is 1.5, 0xc020 is −2.5."""
+    pytest.importorskip("safetensors")
+    network = read_network(safetensors(tmp_path / "half.safetensors", "BF16", b"\xc0\x3f\x20\xc0"))
+    np.testing.assert_array_equal(network.weights[0], [[1.5, -2.5]])
 
 
 def test_unknown_dtype_of_safetensors(tmp_path):
-    header = b'{"0.weight":{"dtype":"BF16","shape":[1,1],"data_offsets":[0,2]}}'
-    path = tmp_path / "half.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
-    with pytest.raises(InputError, match="half.safetensors"):
-        read_network(path, "relu", "cross-entropy")
+    pytest.importorskip("safetensors")
+    with pytest.raises(InputError, match="quarter.safetensors: .*0.weight holds F8_E5M2"):
+        read_network(safetensors(tmp_path / "quarter.safetensors", "F8_E5M2", b"\0\0"))
+
+
+def test_metadata_of_safetensors_say_the_activation(tmp_path):
+    pytest.importorskip("safetensors")
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "net.safetensors"
+    save_file(arrays(), path, metadata={"activation": "tanh", "output": "sigmoid", "format": "pt"})
+    network = read_network(path, loss="squared-error")
+    assert network.activations == ["tanh"] and network.output == "sigmoid"
+    assert read_network(path, "tanh", "binary-cross-entropy").output == "identity"
+    with pytest.raises(InputError, match="the activation relu is asked for, but the file says tanh"):
+        read_network(path, "relu", "squared-error")
+    save_file(arrays(), path, metadata={"activation": "tanh, relu"})
+    with pytest.raises(InputError, match="name 2 activations, it has 1 hidden layer"):
+        read_network(path)
+
+
+def test_archives_and_datasets_that_unpack_without_end(tmp_path):
+    """Half a gigabyte of zeros in a file of half a megabyte, and a dataset of a terabyte that was never written."""
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("0.weight.npy", "w") as member:
+        for _ in range(17):
+            member.write(bytes(1 << 24))
+    with pytest.raises(InputError, match="bomb.npz: it unpacks from"):
+        read_network(tmp_path / "bomb.npz")
+    import h5py
+
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("0.weight", (1 << 20, 1 << 18), "f4", chunks=(1 << 10, 1 << 10))
+    with pytest.raises(InputError, match="bomb.h5: it unpacks from 0 to"):
+        read_network(tmp_path / "bomb.h5")
+
+
+def test_values_in_other_files_are_refused(tmp_path):
+    import h5py
+
+    (tmp_path / "secret").write_bytes(bytes(32))
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file.create_dataset("0.weight", (2, 2), "f8", external=[(str(tmp_path / "secret"), 0, 32)])
+    with pytest.raises(InputError, match="net.h5 cannot be read: 0.weight lies in another file"):
+        read_network(tmp_path / "net.h5")
