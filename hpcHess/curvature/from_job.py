@@ -10,6 +10,7 @@ from hpcHess.curvature.fisher import EmpiricalFisher, Fisher, MonteCarloFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.quadrature import quadrature
 from hpcHess.curvature.regularized import Regularized
+from hpcHess.curvature.sampled import SampledEntries
 from hpcHess.curvature.submatrix import PrincipalSubmatrix, checked_indices
 from hpcHess.networks.network import Network
 from hpcHess.networks.problem import load_problem, read_npy
@@ -70,8 +71,11 @@ def _whole_operator(job, comm, dtype, network):
 
 
 def _with_parts(operator, origin, job):
-    """(operator, Origin) with curvature.parameters and curvature.l2. Collective."""
+    """(operator, Origin) with curvature.entries, curvature.parameters and curvature.l2. Collective."""
     comm, curvature, path = operator.comm, job["curvature"], job.path("curvature", "parameters")
+    if curvature["entries"] == "sampled":
+        operator = SampledEntries(operator, curvature["samples_per_entry"], curvature["entries_error"], curvature["seed"])
+        origin = replace(origin, summary=f"{origin.summary}, entries from {operator.entry_draws or 'all'} samples a block")
     if path is not None:
         indices = on_root(comm, lambda: checked_indices(read_npy(path), operator.shape[0], path))
         digest = hashlib.sha256(np.ascontiguousarray(indices, "<i8").data).hexdigest()

@@ -6,6 +6,7 @@ from hpcHess import backend as backends
 from hpcHess.hierarchical.coarse import coarse_hss, missed
 from hpcHess.compressed.certificate import largest_eigenvalue
 from hpcHess.compressed.options import check_common, stored_dtype
+from hpcHess.curvature.sampled import noise_of, refuse_mixing
 from hpcHess.hierarchical.error import spectral_error
 from hpcHess.hierarchical.search import Search, first_samples, prepared
 from hpcHess.parallel.agree import tell
@@ -54,6 +55,7 @@ def compress(
     check_common(rtol, seed, probes, dtype)
     _check(leaf_size, max_rank)
     budget = _checked_format(operator, format, budget, n_neighbors, sampling, solver)
+    _check_sampled(operator, sampling, distance)
     progress = Silent() if progress is None else progress
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
     with progress.phase("tree"):
@@ -135,6 +137,14 @@ def _checked_format(operator, format, budget, n_neighbors, sampling, solver):
     return float(budget)
 
 
+def _check_sampled(operator, sampling, distance):
+    """InputError where exact products would meet entries that are sampled (`curvature.sampled`): rows use entries alone, products none."""
+    if sampling == "sketch":
+        refuse_mixing(operator, 'sampling = "sketch"', 'use sampling = "rows", which takes entries alone')
+    if distance == "auto":
+        refuse_mixing(operator, 'distance = "auto"', "name a distance")
+
+
 def _warnings(error, rtol, best, max_rank, search, budget):
     """One line for everything that kept the tolerance from being met, or the matrix from being FMM."""
     found, saturation = [], best.saturation
@@ -156,6 +166,8 @@ def _warnings(error, rtol, best, max_rank, search, budget):
             advice = "raise max_rank" if max_rank else "use more hosts or ranks on other hosts, or raise rtol"
         elif single and rtol < 1e-5:
             advice = "single precision limits it: use float64"
+        if search.skeletonizer.samples.by_entries:
+            advice = noise_of(search.skeletonizer.operator, search.norm.value, rtol) or advice
         interval = f"{error.value:.3g} (95 % interval {error.low:.3g} … {error.high:.3g})"
         found.append(f"rtol {rtol:g} not met: error {interval} after {search.attempts} attempts; {advice}")
     depth = best.matrix.tree.depth
