@@ -1,6 +1,6 @@
 """hpcHess: structured compression of neural networks' curvature matrices over MPI.
 
-    op = hpcHess.GaussNewton(network, inputs, targets, comm=comm)  # or DenseMatrix(K), BlackBox(matmat, n), petsc_operator(mat)
+    op = hpcHess.GaussNewton(network, inputs, targets, comm=comm)  # or DenseMatrix(K), BlackBox(matmat, n), petsc_operator(mat), …
     H = hpcHess.compress(op, rtol=1e-3, format="auto")  # or hss, fmm, kronecker-sum, low-rank, …
     H @ V;  H.solve(B, damping=…);  H.logdet(damping=…);  H.save(path);  hpcHess.load(path)
 
@@ -27,6 +27,7 @@ _HOMES = {
     "Regularized": "hpcHess.curvature.regularized",
     "compress": "hpcHess.formats.compress",
     "gallery": "hpcHess.gallery",
+    "linear_operator": "hpcHess.curvature.black_box",
     "load": "hpcHess.formats.file",
     "petsc_mat": "hpcHess.krylov.shell",
     "petsc_operator": "hpcHess.krylov.shell",

@@ -15,6 +15,11 @@ def stored_dtype(dtype, rtol):
     return np.dtype(dtype)
 
 
+def without_samples(operator):
+    """Why an operator has no `samples` to make a format from, for an error."""
+    return getattr(operator, "without_samples", "a matrix from a file, or known by products alone, has none")
+
+
 def check_common(rtol, seed, probes, dtype):
     """InputError for a value out of range."""
     for name, value, kind in (("rtol", rtol, Real), ("seed", seed, Integral), ("probes", probes, Integral)):

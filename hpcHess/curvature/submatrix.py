@@ -24,7 +24,7 @@ class PrincipalSubmatrix:
     """
 
     quadrature = None
-    without_samples = "a block of some parameters has none of its own (a block of layers has: curvature.layers, Network.restricted)"
+    without_samples = "a block of some parameters has none of its own (one of whole layers has: curvature.layers, Network.restricted)"
 
     def __init__(self, operator, indices):
         self.comm, self.operator, self.dtype = operator.comm, operator, operator.dtype

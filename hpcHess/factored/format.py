@@ -8,6 +8,7 @@ from hpcHess import backend as backends
 from hpcHess.compressed.certificate import certify, exact_error, reported
 from hpcHess.compressed.file import stored_network
 from hpcHess.compressed.format import Format
+from hpcHess.compressed.options import without_samples
 from hpcHess.curvature.dense import DenseMatrix
 from hpcHess.curvature.from_job import recorded_operator
 from hpcHess.factored.form import FactoredForm
@@ -39,7 +40,7 @@ def make_data_woodbury(operator, rtol, seed=0, dtype="auto", probes=32, backend=
     """
     progress, kernels = Silent() if progress is None else progress, backends.get(backend)
     if not hasattr(operator, "samples"):
-        raise InputError('format = "data-woodbury" needs a network and its samples; this operator has none: use format = "dense" or "low-rank"')
+        raise InputError(f'format = "data-woodbury" needs a network and its samples: {without_samples(operator)}; use format = "dense" or "low-rank"')
     form = FactoredForm.of_operator(operator, kernels, _dtype(operator, dtype))
     with progress.phase("Gram matrix", form.n) as steps:
         gram = assembled(form, kernels, steps)

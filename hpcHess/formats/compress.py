@@ -8,7 +8,9 @@ import numpy as np
 from hpcHess.compressed.certificate import Norm, certify, exact_error
 from hpcHess.compressed.options import check_common
 from hpcHess.compressed.regularized import RegularizedMatrix
+from hpcHess.curvature.black_box import as_operator
 from hpcHess.curvature.regularized import Regularized
+from hpcHess.curvature.sampled import refuse_mixing
 from hpcHess.formats.planner import check_memory, explained, facts_of, plan
 from hpcHess.formats.registry import FORMATS, format_of
 from hpcHess.formats.structured import compress_structured
@@ -38,7 +40,8 @@ def compress(
     memory=0,
     **options,
 ):
-    """H̃ with ‖H̃ − H‖_F ≤ rtol ‖H‖_F in a format of `formats.registry`, for an operator (docs/ARCHITECTURE.md, "Operators"). Collective.
+    """H̃ with ‖H̃ − H‖_F ≤ rtol ‖H‖_F in a format of `formats.registry`, for an operator (docs/ARCHITECTURE.md, "Operators"), a SciPy LinearOperator, a PETSc Mat or
+    a symmetric array (`curvature.black_box.as_operator`). Collective.
 
     rtol        relative to ‖H‖_F of the whole matrix; `report["error_estimate"]` says what was reached, `report["rtol_met"]` whether it was
     format      a name of `formats.registry.FORMATS`, or auto: predicted, chosen and explained by `formats.planner`
@@ -60,11 +63,17 @@ def compress(
     check_common(rtol, seed, probes, dtype)
     _check_options(format, objective, structured, structured_size, memory, rhs_count, workload, options)
     progress = Silent() if progress is None else progress
-    l2 = 0.0
+    operator, l2 = as_operator(operator), 0.0
     if isinstance(operator, Regularized):
         operator, l2 = operator.unregularized, operator.l2
         progress.write(f"l2 = {l2:g} is added to what is compressed; rtol is relative to ‖H‖_F without it")
+    _check_sampled(operator, format, structured, memory)
     common = {"seed": seed, "dtype": dtype, "probes": probes, "backend": backend, "progress": progress}
+    if options.get("sampling") is None and format in ("hss", "fmm"):
+        options["sampling"] = _sampling(operator, format, progress)
+    if options.get("sampling") is None and format in ("hss", "fmm") and getattr(operator, "entry_draws", 0):
+        progress.write('entries are sampled: sampling = "rows"')
+        options["sampling"] = "rows"
     left = _left_of(rtol, getattr(operator, "quadrature", None))
     if left < rtol:
         progress.write(f"rtol {left:.3g} of {rtol:g} is left for the compression: the samples' own error is {operator.quadrature.error:.3g}")
@@ -85,6 +94,16 @@ def compress(
         with progress.phase("certificate of all samples"):
             _certify_both(matrix, operator, rtol, probes, seed)
     return RegularizedMatrix(matrix, l2) if l2 else matrix
+
+
+def _check_sampled(operator, format, structured, memory):
+    """InputError where predictions or a structured part would combine exact products with entries that are sampled (`curvature.sampled`)."""
+    if format == AUTO:
+        refuse_mixing(operator, 'format = "auto"', 'name a format (hss or fmm with sampling = "rows", dense, block-diagonal)')
+    if structured != "none":
+        refuse_mixing(operator, f'structured = "{structured}"', 'use structured = "none" with sampling = "rows"')
+    if memory and format in ("hss", "fmm"):
+        refuse_mixing(operator, f"the prediction of {format} for a given memory", "leave out the memory")
 
 
 def _check_options(format, objective, structured, structured_size, memory, rhs_count, workload, options):
@@ -112,6 +131,19 @@ def _check_options(format, objective, structured, structured_size, memory, rhs_c
     unknown = sorted(set(options) - known)
     if unknown:
         raise InputError(f"unknown option {unknown[0]}: compress takes {', '.join(sorted(known))}")
+
+
+def _sampling(operator, format, progress):
+    """What skeletons are chosen from where nothing was asked for: what the operator allows; None: the format's default."""
+    if hasattr(operator, "entries_batch"):
+        if not getattr(operator, "entry_draws", 0):
+            return None
+        progress.write('entries are sampled, which exact products must not meet: sampling = "rows"')
+        return "rows"
+    if format == "fmm":
+        raise InputError('format = "fmm" takes near blocks from entries, and this operator has none: use format = "hss" (or low-rank, dense, auto)')
+    progress.write('this operator has no entries: sampling = "products"')
+    return "products"
 
 
 def _given(format, options):

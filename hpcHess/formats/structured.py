@@ -4,7 +4,7 @@ import numpy as np
 
 from hpcHess import backend as backends
 from hpcHess.compressed.certificate import ErrorEstimate, certify, reported
-from hpcHess.compressed.options import stored_dtype
+from hpcHess.compressed.options import stored_dtype, without_samples
 from hpcHess.formats.remainder import Remainder
 from hpcHess.formats.sum import SumMatrix
 from hpcHess.kronecker.compress import compress_kronecker
@@ -56,7 +56,7 @@ def _part(structured, size, operator, rtol, common):
     dtype = stored_dtype(common["dtype"], rtol)
     if structured == "kronecker-sum":
         if not hasattr(operator, "samples"):
-            raise InputError('structured = "kronecker-sum" needs a network\'s layers, which this operator does not have: use structured = "low-rank"')
+            raise InputError(f'structured = "kronecker-sum" needs a network\'s layers and samples: {without_samples(operator)}; use structured = "low-rank"')
         return compress_kronecker(operator, _ANY, common["seed"], dtype.name, common["probes"], common["backend"], terms=int(size))
     return leading(operator, int(size), common["seed"], dtype, backends.get(common["backend"]))
 

@@ -144,9 +144,11 @@ def probed_rows(operator, what):
         raise InputError(f"{what} gives products that are not finite (or too large)")
     off, size = np.sqrt(sums[-3:-1])
     if off > REPEATED[operator.dtype] * size:
+        single = operator.dtype == np.float64 and off < REPEATED[np.dtype(np.float32)] * size
+        advice = "is it computed in single precision (dtype=numpy.float32)" if single else "dropout, batch statistics (call model.eval()), or a seed that changes"
         raise InputError(
             f"{what} is not deterministic: two products of the same vectors differ by {off:.2e}, where their norm is {size:.2e} (allowed in {operator.dtype}: "
-            f"{REPEATED[operator.dtype]:g} of it); dropout, batch statistics (call model.eval()), or a seed that changes?"
+            f"{REPEATED[operator.dtype]:g} of it); {advice}?"
         )
     norm = np.sqrt(sums[-1] / (2 * _PROBES))
     corners = sums[:-3].reshape(2 * _PROBES, -1)

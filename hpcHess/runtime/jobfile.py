@@ -244,7 +244,7 @@ def _check_compress(compress):
             raise InputError(f'compress.{key} = {compress[key]!r} is for compress.format = "{formats[0]}", not "{compress["format"]}"')
     if compress["structured_size"] and compress["structured"] == "none":
         raise InputError("compress.structured_size needs compress.structured: low-rank, kronecker-sum or auto")
-    if compress["sampling"] == "products" and compress["format"] == "fmm":
+    if compress.get("sampling") == "products" and compress["format"] == "fmm":
         raise InputError('compress.sampling = "products" compresses to compress.format = "hss" only')
 
 

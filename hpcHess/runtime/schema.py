@@ -90,7 +90,7 @@ SCHEMA = {
         "distance": Key(TEXT, "parameter", "of two parameters, for the tree; auto: the cheapest of them", DISTANCES),
         "budget": Key(NUMBER, None, "fmm: fraction of the leaves that may be near a leaf, 0 … 1 (0.03); hss is 0", within=(0, 1), closed=True),
         "n_neighbors": Key(INTEGER, 32, "nearest neighbours of a parameter, whose votes make the near lists and importance samples", least=1),
-        "sampling": Key(TEXT, "sketch", "what the skeletons are chosen from; products: no entries, hss only", SAMPLINGS),
+        "sampling": Key(TEXT, None, "what the skeletons are chosen from (sketch); products, the default of an operator without entries: hss only", SAMPLINGS),
         "solver": Key(TEXT, "elimination", "which form of the Woodbury factors solves", SOLVERS),
         "structured": Key(TEXT, "none", "hss, fmm: taken out before the tree; auto: what stores least, by trial", STRUCTURED),
         "structured_size": Key(INTEGER, 0, "so many eigenpairs, or Kronecker terms of a layer pair (0: 32, 1)", least=0),

@@ -41,7 +41,6 @@ def test_defaults_are_filled_in(job_path, tmp_path):
         "max_rank": 0,
         "distance": "parameter",
         "n_neighbors": 32,
-        "sampling": "sketch",
         "solver": "elimination",
         "structured": "none",
         "structured_size": 0,
