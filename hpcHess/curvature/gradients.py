@@ -32,7 +32,8 @@ class Gradients:
         step = max(1, _BLOCK // (4 * sum(network.widths)))
         for lo in range(share.start, share.stop, step):
             block = slice(lo, min(share.stop, lo + step))
-            self._fill(network, names, inputs, targets, scale, block)
+            with np.errstate(over="ignore", invalid="ignore"):  # see `finite`
+                self._fill(network, names, inputs, targets, scale, block)
         for held in self._held:
             held.fence()
 

@@ -135,7 +135,8 @@ class _Sweep:
         full = layers[:-1] if contracted else layers
         fixed = 2 * sum(layer.size for layer in full) + (several or contracted) * cls._most(layers, contracted)
         fixed += contracted * 2 * layers[-1].inner * layers[-1].columns + 2 * products.n_params  # the columns of V and HV
-        return fixed, sum(layer.out for layer in full) + cls._temporaries(len(layers)) * max(layer.out for layer in full) + layers[-1].out
+        per_sample = sum(layer.out for layer in full) + cls._temporaries(len(layers)) * max(layer.out for layer in full)
+        return fixed, per_sample + (0 if contracted else 2 * layers[-1].out)  # the last: p ∘ u, t ∘ da
 
     @staticmethod
     def of(buffer, *shape):

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from mpi4py import MPI
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch's automatic differentiation")
 
 from hpcHess.curvature import entries, gradients, hessian_entries, hessian_kernel, hessian_products, kernel  # noqa: E402
+from hpcHess.curvature.gauss_newton import GaussNewton  # noqa: E402
 from hpcHess.curvature.hessian import Hessian  # noqa: E402
 from hpcHess.networks.network import Network  # noqa: E402
 from hpcHess.runtime.errors import InputError  # noqa: E402
@@ -55,3 +55,120 @@ def test_against_automatic_differentiation(comm, name):
     first = np.arange(network.weights[0].size).reshape(network.weights[0].shape)[:, 1]  # its input is 0 in all samples
     assert np.isin(first, dead).all()
     operator.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_and_chosen_layers(comm, name):
+    network, inputs, targets = make(name)
+    near_all = agrees(Hessian(network, inputs, targets, WEIGHTS, comm), autograd.hessian(network, inputs, targets, WEIGHTS), 1e-12)
+    assert len(near_all) < network.n_params
+    for layers in ([0], [network.n_layers - 1], [1, 3] if network.n_layers > 3 else [network.n_layers - 1, 0]):
+        part = network.restricted(set(layers))
+        agrees(Hessian(part, inputs, targets, WEIGHTS, comm), autograd.hessian(part, inputs, targets, WEIGHTS), 1e-12)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_single_precision(comm, name):
+    network, inputs, targets = make(name)
+    operator = Hessian(network, inputs, targets, comm=comm, dtype=np.float32)
+    assert operator.entries([0], [1]).dtype == operator.diagonal().dtype == operator.matmat(np.ones(network.n_params)).dtype == np.float32
+    agrees(operator, autograd.hessian(network, inputs, targets), 1e-5)
+
+
+@pytest.mark.parametrize("name", [*DEEP, "autoencoder", "values, output sigmoid", "classes, gelu, some biases"])
+def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
+    """Kernel not stored, everything in small pieces."""
+    network, inputs, targets = make(name)
+    for module, limit, value in (
+        (hessian_products, "TEMPORARY_BYTES", 8000), (hessian_products, "_SAMPLES", 2), (entries, "_PIECE", 64), (entries, "_ROWS", 64),
+        (hessian_entries, "_ROWS", 64), (hessian_kernel, "_NUMBERS", 99), (kernel, "STORED_BYTES", 0), (gradients, "_BLOCK", 64),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, limit, value)
+    monkeypatch.setattr("hpcHess.curvature.gauss_newton._SAMPLES", 2)
+    agrees(Hessian(network, inputs, targets, WEIGHTS, comm), autograd.hessian(network, inputs, targets, WEIGHTS), 1e-12)
+
+
+def hessian_columns(network, inputs, targets, V):
+    """HV by automatic differentiation, a column of V [N, k] at a time."""
+    theta, x = autograd.parameters(network), torch.tensor(inputs)
+    y = torch.tensor(targets)
+
+    def mean(t):
+        return torch.stack([autograd.loss(network, autograd.outputs(network, t, x[i]), y[i]) for i in range(len(x))]).mean()
+
+    one = lambda v: torch.func.jvp(torch.func.grad(mean), (theta,), (v,))[1]  # noqa: E731
+    return np.stack([one(torch.tensor(v)).numpy() for v in V.T], axis=1)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_deep_and_wide_networks(comm, monkeypatch, stored):
+    """60-20-20-20-10 tanh, classes, and a 784-77-784 sigmoid autoencoder of two samples: pieces of them."""
+    if not stored:
+        monkeypatch.setattr(kernel, "STORED_BYTES", 0)
+    rng = np.random.default_rng(3)
+    for widths, activation, loss, n in (([60, 20, 20, 20, 10], "tanh", "cross-entropy", 40), ([784, 77, 784], "sigmoid", "squared-error", 2)):
+        shapes = list(zip(widths[1:], widths[:-1], strict=True))
+        weights = [1.5 * rng.standard_normal(shape) / np.sqrt(shape[1]) for shape in shapes]
+        network = Network(weights, [rng.standard_normal(shape[0]) for shape in shapes], activation, loss)
+        inputs = rng.random((n, widths[0]))
+        targets = inputs if loss == "squared-error" else rng.integers(0, widths[-1], n)
+        operator = Hessian(network, inputs, targets, comm=comm)
+        columns = np.sort(rng.choice(network.n_params, 4, replace=False))
+        V = np.zeros((network.n_params, 6))
+        V[columns, range(4)], V[:, 4:] = 1, rng.standard_normal((network.n_params, 2))
+        expected = hessian_columns(network, inputs, targets, V)
+        near(operator.matmat(V), expected, 1e-12)
+        rows = np.concatenate([columns, rng.choice(network.n_params, 2000)])
+        near(operator.entries(rows, columns), expected[rows, :4], 1e-12)
+        near(operator.entries(columns, rows), expected[rows, :4].T, 1e-12)
+        near(operator.diagonal()[columns], expected[columns, range(4)], 1e-12, expected[:, :4])
+
+
+@pytest.mark.parametrize("width", [2, 9])
+def test_last_layer_contracted_or_not(comm, width):
+    """Squared error with many outputs: both forms of the last layer's product, several blocks of samples and columns."""
+    rng = np.random.default_rng(width)
+    network = Network([rng.standard_normal((width, 3)), rng.standard_normal((12, width))], [None, rng.standard_normal(12)], "tanh", "squared-error")
+    inputs, targets = rng.standard_normal((9, 3)), rng.standard_normal((9, 12))
+    operator = Hessian(network, inputs, targets, comm=comm)
+    assert comm.size > 1 or operator._products.contracted == (width == 2)
+    agrees(operator, autograd.hessian(network, inputs, targets), 1e-12)
+
+
+def test_dead_rows_are_found(comm):
+    """An input that is always 0, a ReLU that never fires; but not an input that is 0 and moves."""
+    W = [np.array([[1.0, 2, -1], [-1, -1, -1], [0.5, 1, 1]]), np.array([[1.0, 1, -1], [2, 1, 1]])]
+    inputs, y = np.array([[1.0, 0, 2], [3, 0, 0.5]]), np.array([0, 1])
+    operator = Hessian(Network(W, activation="relu", loss="cross-entropy"), inputs, y, comm=comm)
+    H = autograd.hessian(operator.network, inputs, y)
+    assert operator.alive.tolist() == np.flatnonzero(H.any(axis=1)).tolist() == [0, 2, 6, 8, 9, 11, 12, 14]
+    network = Network([np.zeros((2, 3)), np.array([[1.0, -1], [2, 1]])], activation="tanh", loss="cross-entropy")
+    operator = Hessian(network, inputs, y, comm=comm)  # x = tanh 0 = 0 meets no Q, its change meets δ
+    H = autograd.hessian(network, inputs, y)
+    assert not operator.entries(np.arange(6, 10), np.arange(6, 10)).any()
+    assert operator.alive.tolist() == np.flatnonzero(H.any(axis=1)).tolist() and np.isin(np.arange(6, 10), operator.alive).all()
+
+
+def test_gauss_newton_part_embeds(comm):
+    """The probe and the groups of inputs and neurons are the Gauss–Newton matrix's; there are no samples to take for those of a Gram matrix."""
+    network, inputs, targets = make("classes, mixed")
+    operator, G = Hessian(network, inputs, targets, comm=comm), GaussNewton(network, inputs, targets, comm=comm)
+    near(operator.partial_probe(3, 1), G.partial_probe(3, 1), 1e-15)
+    for found, expected in zip((*operator.input_groups(8, 1), *operator.neuron_groups(99)), (*G.input_groups(8, 1), *G.neuron_groups(99)), strict=True):
+        near(found, expected, 1e-13)
+    assert not hasattr(operator, "samples") and operator.full is operator and operator.quadrature is None
+    assert (operator.n_samples, operator.n_outputs) == (9, 3)
+
+
+def test_bad_input(comm):
+    network, inputs, targets = make("autoencoder")
+    with pytest.raises(InputError, match="needs the targets"):
+        Hessian(network, inputs, comm=comm)
+    with pytest.raises(InputError, match="dtype"):
+        Hessian(network, inputs, targets, comm=comm, dtype=int)
+    with pytest.raises(InputError, match="weights"):
+        Hessian(network, inputs, targets, -WEIGHTS, comm)
+    with pytest.raises(InputError, match="targets"):
+        Hessian(network, inputs, targets[:, :2], comm=comm)
+    with pytest.raises(InputError, match="overflow"):
+        Hessian(network, inputs, 1e39 * targets, comm=comm, dtype=np.float32)
