@@ -1,5 +1,7 @@
 """What dense and block-diagonal matrices would cost: their sizes are known."""
 
+import itertools
+
 import numpy as np
 
 from hpcHess.blockwise.symmetric import SymmetricBlocks
@@ -54,7 +56,7 @@ def _error_exact(facts):
     samples, comm, squares = facts.operator.samples, facts.comm, np.zeros(2)
     for at, lo in enumerate(range(0, samples.n, _ROWS)):
         I, J = np.arange(lo, min(samples.n, lo + _ROWS)), np.arange(samples.n)
-        for a, b in [(a, b) for a in range(samples.n_layers) for b in range(a, samples.n_layers)] if at % comm.size == comm.rank else ():
+        for a, b in itertools.combinations_with_replacement(facts.network.chosen, 2) if at % comm.size == comm.rank else ():
             squares[int(a == b)] += (1 if a == b else 2) * float((kernel_gram(samples, a, b, I, J) * input_gram(samples, a, b, I, J)).sum())
     outside, inside = np.maximum(comm.allreduce(squares), 0)
     return float(np.sqrt(outside / (outside + inside))) if outside else 0.0

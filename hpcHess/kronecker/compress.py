@@ -6,13 +6,13 @@ import numpy as np
 
 from hpcHess import backend as backends
 from hpcHess.compressed.certificate import exact_error, reported
-from hpcHess.compressed.options import check_common, stored_dtype
+from hpcHess.compressed.options import check_common, stored_dtype, without_samples
 from hpcHess.kronecker.kfac import Kfac
 from hpcHess.kronecker.layers import layers_of
 from hpcHess.kronecker.matrix import KroneckerSum
 from hpcHess.kronecker.selection import grown, squared_error
 from hpcHess.kronecker.sides import Inputs, Kernels
-from hpcHess.kronecker.spectra import GRAM_SAMPLES, Pair, spectra_of
+from hpcHess.kronecker.spectra import GRAM_SAMPLES, Pair, difference_of_squares, spectra_of
 from hpcHess.kronecker.terms import Terms
 from hpcHess.parallel.agree import tell
 from hpcHess.parallel.shared import HostArray
@@ -20,7 +20,6 @@ from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.progress import Silent
 
 SINGLE_RTOL = 3e-3  # from here on the products of the randomized route are in the samples' precision, their sums in float64
-DOUBT = 8  # ε ‖R‖², to which differences of squares are known (‖R‖² − ‖B‖², K-FAC's): 3 times what is measured (docs/MATHEMATICS.md)
 ORTHOGONAL = 1.1  # factor for terms that are orthogonal to a few digits only
 _NUMBERS = 1 << 25  # of the coordinates of terms in the making
 
@@ -39,8 +38,7 @@ def compress_kronecker(operator, rtol=1e-2, seed=0, dtype="auto", probes=32, bac
     terms = checked_terms(terms)
     if not hasattr(operator, "samples") or not hasattr(operator, "network"):
         raise InputError(
-            'format = "kronecker-sum" needs a network\'s layers: this operator (a matrix from a file, or products alone) has none; '
-            'use format = "hss" or "low-rank"'
+            f'format = "kronecker-sum" needs a network\'s layers and samples: {without_samples(operator)}; use format = "hss" or "low-rank"'
         )
     comm, progress = operator.comm, Silent() if progress is None else progress
     kernels, dtype = backends.get(backend), stored_dtype(dtype, rtol)
@@ -126,9 +124,9 @@ def _chosen(spectra, kfac, terms, rtol, dtype):
 
 
 def doubt_of(spectra, norm2, always=False):
-    """What squares of the relative error are known to: `DOUBT` ε ‖R‖² of the pairs of the randomized route (or of all), relative to ‖H‖²."""
-    found = sum(each.pair.times * np.finfo(each.pair.inputs.dtype).eps * each.norm2 for each in spectra if always or each.route == "randomized")
-    return float(DOUBT * found / norm2) if norm2 else 0.0
+    """What squares of the relative error are known to: those of the spectra, or (always) `DOUBT` ε ‖R‖² of all, relative to ‖H‖²."""
+    found = sum(each.pair.times * (difference_of_squares(each.pair, each.norm2) if always else each.doubt) for each in spectra)
+    return float(found / norm2) if norm2 else 0.0
 
 
 def rounding_bound(dtype):
@@ -190,7 +188,7 @@ def _norms(A, kept):
 
 
 def _left_norms(kernels, A, kept, shared):
-    """The same of A_k = diag(v_k) G (`scaled`; a bound), a_k I (`identity`) or A_k."""
+    """The same of A_k = diag(v_k) G (`scaled`; a bound), a_k I (`identity`), diag(v_k) (`diagonal`) or A_k."""
     if kernels.kind != "scaled":
         return [each * (np.sqrt(kernels.shape[0]) if kernels.kind == "identity" else 1.0) for each in _norms(A, kept)]
     size, lost = _norms(kernels.shared, shared)

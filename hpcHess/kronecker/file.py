@@ -71,7 +71,7 @@ def read(file, backend):
     at, terms = dict.fromkeys(("left", "right", "shared"), 0), []
     for a, b, kind, count in pairs:
         (d, c), (d2, c2), kind = layers[a].shape, layers[b].shape, KINDS[kind]
-        shapes = {"full": (d, d2), "scaled": (d,), "identity": ()}
+        shapes = {"full": (d, d2), "scaled": (d,), "identity": (), "diagonal": (d,)}
         left = _shared_array(file, "left", at, count, shapes[kind], a == b and kind == "full", dtype)
         right = _shared_array(file, "right", at, count, (c, c2), a == b, dtype)
         shared = None

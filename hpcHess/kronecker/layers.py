@@ -57,12 +57,12 @@ class Layer:
 
 
 def layers_of(operator):
-    """The `Layer`s of a network's operator: its `network` and `alive`. Not collective."""
-    living = np.zeros(operator.n_params, bool)
+    """The `Layer`s of a network's operator: its `network` and `alive`; those that are not chosen have no inputs, rows, columns. Not collective."""
+    network, living = operator.network, np.zeros(operator.n_params, bool)
     living[operator.alive] = True
     layers = []
-    for W, (start, bias) in zip(operator.network.weights, operator.network.layer_offsets, strict=True):
-        (out, inner), alive = W.shape, living[start : start + W.size].reshape(W.shape)
+    for out, inner, (start, bias) in zip(network.widths[1:], network.inner, network.layer_offsets, strict=True):
+        alive = living[start : start + out * inner].reshape(out, inner)
         if bias is not None:
             alive = np.column_stack([alive, living[bias : bias + out]])
         layers.append(Layer(start, out, inner, bias is not None, np.flatnonzero(alive.any(axis=1)), np.flatnonzero(alive.any(axis=0))))

@@ -14,6 +14,11 @@ from hpcHess.parallel.ownership import starts_of
 _NUMBERS = 1 << 25  # in one temporary
 
 
+def layer_sizes(network):
+    """Parameters of every layer, 0 of a constant one."""
+    return [out * (inner + has) for out, inner, has in zip(network.widths[1:], network.inner, network.has_bias, strict=True)]
+
+
 class Sweeps:
     """H_ER and H_RE of the samples `operator.mine`, E the layers from `first` on. Vectors are rows: [k, N_R] and [k, N_E], of `dtype`;
     the sum over ranks of what a method returns is the product. Not collective.
@@ -23,12 +28,14 @@ class Sweeps:
         samples, self.mine, self.first, self.skip = operator.samples, operator.mine, first, skip_outputs
         self.samples, self.loss, self.dtype = samples, samples.loss, np.dtype(dtype)
         self.weights = [np.ascontiguousarray(W, self.dtype) for W in operator.network.weights]
-        self.sizes = [W.size + has * len(W) for W, has in zip(self.weights, samples.has_bias, strict=True)]
+        self.sizes = layer_sizes(operator.network)
         self.starts = starts_of(self.sizes)
         self.n_rest, self.n_last = int(self.starts[first]), int(self.starts[-1] - self.starts[first])
 
     def part(self, V, layer):
-        """[W b] of a layer, [k, d_ℓ, c], of rows V [k, N_R] or [k, N_E] (copied where there is a bias)."""
+        """[W b] of a layer, [k, d_ℓ, c], of rows V [k, N_R] or [k, N_E] (copied where there is a bias); None of a constant one."""
+        if not self.sizes[layer]:
+            return None
         W, at = self.weights[layer], int(self.starts[layer]) - (self.n_rest if layer >= self.first else 0)
         weight = V[:, at : at + W.size].reshape(len(V), *W.shape)
         if not self.samples.has_bias[layer]:
@@ -108,9 +115,11 @@ class Sweeps:
         """dx of the layer before `stop` (da of the outputs), [k, d, m], for tangents `parts` (a layer beyond them has none)."""
         dx = None
         for layer in range(start, stop):
-            a = self._times_inputs(parts[layer], layer, piece) if layer < len(parts) else None
+            a = self._times_inputs(parts[layer], layer, piece) if layer < len(parts) and parts[layer] is not None else None
             if dx is not None:
                 a = np.matmul(self.weights[layer], dx) if a is None else a + np.matmul(self.weights[layer], dx)
+            if a is None:
+                continue
             if layer < len(self.weights) - 1:
                 a *= self._slope(layer, piece)
             dx = a
@@ -133,6 +142,8 @@ class Sweeps:
             layer -= 1
 
     def _collect(self, sums, layer, u, piece):
+        if not self.sizes[layer]:
+            return
         x = self._inputs(layer, piece)
         G = (u.reshape(-1, u.shape[2]) @ x.T).reshape(*u.shape[:2], len(x))
         sums[layer] = sums[layer] + G if layer in sums else G

@@ -12,13 +12,13 @@ exact but for D, and positive definite whatever D ≥ λI is: M⁻¹H has the ei
 * else squared error's last layer, whose block is exactly I ⊗ S (S = (2/n) Σ h̃h̃ᵀ): all its outputs' many large eigenvalues at once.
 
 Q ⊗ T is the Schur complement's best Kronecker product (`precondition_schur`), made nonnegative, where E is squared error's last layer and R the one
-before it; else D = λI. Cf. the block tridiagonal approximation of Martens & Grosse, ICML 2015, §4.3, and variable projection (Golub & Pereyra 1973).
+before it; else D = λI. Layers that are constant (`Network.restricted`) have no parameters in E or R. Cf. the block tridiagonal approximation of Martens & Grosse, ICML 2015, §4.3, and variable projection (Golub & Pereyra 1973).
 """
 
 import numpy as np
 
 from hpcHess.kronecker.precondition_schur import NUMBERS, Complement
-from hpcHess.kronecker.precondition_sweeps import Sweeps
+from hpcHess.kronecker.precondition_sweeps import Sweeps, layer_sizes
 from hpcHess.parallel.exchange import gather_rows, reduce_rows
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.replicated import replicated
@@ -33,12 +33,12 @@ def eliminable(operator):
 
 
 def _last_layers(operator, dense=DENSE):
-    """(first layer of E, whether P is dense); None where there is no E."""
-    sizes = [W.size + has * len(W) for W, has in zip(operator.network.weights, operator.samples.has_bias, strict=True)]
-    small = int(np.sum(np.cumsum(sizes[::-1]) <= dense))
-    if small:
-        return len(sizes) - small, True
-    return (len(sizes) - 1, False) if operator.samples.loss.constant else None
+    """(first layer of E, a chosen one, whether P is dense); None where there is no E."""
+    sizes = layer_sizes(operator.network)
+    first = len(sizes) - int(np.sum(np.cumsum(sizes[::-1]) <= dense))
+    if any(sizes[first:]):
+        return next(layer for layer in range(first, len(sizes)) if sizes[layer]), True
+    return (len(sizes) - 1, False) if operator.samples.loss.constant and sizes[-1] else None
 
 
 class Elimination:
@@ -54,7 +54,7 @@ class Elimination:
         samples, last = operator.samples, operator.samples.n_layers - 1
         self.sweeps = Sweeps(operator, self.first, not self.dense, dtype)
         self.sigma, self.V = self._eigen()
-        fits = not self.dense and last == 1 and len(self.sigma) * samples.widths[1] * len(samples.parameter_inputs(0)) <= NUMBERS
+        fits = not self.dense and last == 1 and self.sweeps.n_rest and len(self.sigma) * samples.widths[1] * len(samples.parameter_inputs(0)) <= NUMBERS
         self.complement = Complement(operator, self.sigma, self.V, dtype) if fits else None
 
     def _eigen(self):

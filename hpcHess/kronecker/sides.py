@@ -5,7 +5,7 @@ The block of the layers (ℓ, ℓ') is (1/n) Σ_i κ_i ⊗ x̃_i x̃'_iᵀ; rear
     R = (1/n) Σ_i vec(κ_i) vec(x̃_i x̃'_iᵀ)ᵀ = (1/n) Φᵀ Ψ,   Φ [n, D_κ], Ψ [n, D_x]:
 
 one row a sample and *isometric* coordinates for the columns, so that singular values are those of R: symmetric matrices (ℓ = ℓ') have their
-upper triangle, off the diagonal times √2; kernels of squared error's last layers have the fewer coordinates of `curvature.sample_gram`.
+upper triangle, off the diagonal times √2; kernels of the last layers have the fewer coordinates of `curvature.sample_gram` where there are such.
 Neither Φ nor Ψ is formed whole; a side offers, for `block` (int64, numbers of samples),
 
     combine(W [m, k], block) → [k, D]    Wᵀ Φ_block
@@ -108,7 +108,8 @@ class Inputs:
 class Kernels:
     """κ_i of two layers ℓ ≤ ℓ', cut to living neurons, [d, d'].
 
-    kind     "full": matrices [d, d'];  "scaled": rows v_k of diag(v_k) `shared` (squared error, (L−1, L));  "identity": a_k I (squared error, (L, L))
+    kind     "full": matrices [d, d'];  "scaled": rows v_k of diag(v_k) `shared` (squared error, (L−1, L));  "identity": a_k I (squared error, (L, L));
+             "diagonal": diag(v_k) (binary cross-entropy, squared error behind an output activation, (L, L))
     shared   [d, d'] or None
     """
 
@@ -119,6 +120,9 @@ class Kernels:
         last, width, width2 = samples.n_layers - 1, samples.widths[layer + 1], samples.widths[layer2 + 1]
         if samples.M[last] is not None and layer2 == last:
             self._last(samples, layer, rows, rows2)
+        elif samples.q is not None and layer == last:
+            self.kind, self.D = "diagonal", len(rows)
+            self._keep = None if len(rows) == width else rows
         elif self.symmetric:
             self._triangle, self.D = Triangle(len(rows), dtype), len(rows) * (len(rows) + 1) // 2
             if len(rows) < width:
@@ -157,7 +161,9 @@ class Kernels:
         return kernel_gram(self._samples, *self._layers, I, J, self.dtype)
 
     def unpack(self, V):
-        """The matrices [k, d, d'], or the rows v_k [k, d] (scaled), or the numbers a_k [k] (identity)."""
+        """The matrices [k, d, d'], or the rows v_k [k, d] (scaled, diagonal), or the numbers a_k [k] (identity)."""
+        if self.kind == "diagonal":
+            return V
         if self.kind == "identity":
             return V[:, 0] / np.sqrt(self.shape[0])
         if self.kind == "scaled":
@@ -171,4 +177,4 @@ class Kernels:
     def numbers(self):
         """Numbers of one term's left factor."""
         d, d2 = self.shape
-        return {"identity": 1, "scaled": d}.get(self.kind, d * (d + 1) // 2 if self.symmetric else d * d2)
+        return {"identity": 1, "scaled": d, "diagonal": d}.get(self.kind, d * (d + 1) // 2 if self.symmetric else d * d2)

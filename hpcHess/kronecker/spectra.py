@@ -3,12 +3,12 @@ r"""Singular value decompositions of rearranged blocks R = (1/n) Φᵀ Ψ (`kron
 explicit     R itself, where one side has few coordinates: D_small combinations of the other side
 gram         for n of a few thousand: with ΦΦᵀ = L L^T, ΨΨᵀ = M Mᵀ (eigen-decompositions of the n × n Gram matrices; L = Φ where D ≤ n), L from
              the left and M from the right carry the SVD of LᵀM/n over to R; squares of singular values are known to ε ‖Φ‖²‖Ψ‖²/n²
-             in absolute terms, so those below about √ε of the largest are noise and are not offered
+             in absolute terms, so those below about √ε of the largest are noise and are not offered, and the error is known to as much
 randomized   for many samples (Halko, Martinsson & Tropp, SIREV 2011): an orthonormal P in the range of R Rᵀ G for a Gaussian G, B = Rᵀ P, the
              SVD of B; ‖R − P Pᵀ R‖² = ‖R‖² − ‖B‖², exact, grown block by block until the terms chosen need no more
 
-A spectrum has `values` [K], descending, `tails` [K + 1]: ‖R − best sum of the first k‖² (of what is offered), `norm2` = ‖R‖²_F, `vectors(lo, hi)`: unit
-singular vectors in the coordinates of both sides, whole on every rank. Samples are split over the ranks. All methods are collective.
+A spectrum has `values` [K], descending, `tails` [K + 1]: ‖R − best sum of the first k‖² (of what is offered), `norm2` = ‖R‖²_F, `doubt`: what the tails are known
+to; `vectors(lo, hi)`: unit singular vectors in the coordinates of both sides, whole on every rank. Samples are split over the ranks. All methods are collective.
 """
 
 import numpy as np
@@ -21,7 +21,9 @@ from hpcHess.parallel.replicated import replicated
 
 GRAM_SAMPLES = 4000  # most samples of the Gram route
 EXPLICIT_NUMBERS = 1 << 25  # in R of the explicit one
+CHEAP = 2e8  # operations
 FLOOR = 1e-7  # of the largest singular value: smaller ones of the Gram route are noise
+DOUBT = 8  # ε ‖R‖², to which differences of squares are known (‖R‖² − ‖B‖², K-FAC's): 3 times what is measured (docs/MATHEMATICS.md)
 BLOCK = 32  # columns of the randomized route at first
 OVERSAMPLING = 8
 _MESSAGE = 1 << 27
@@ -81,7 +83,7 @@ def _tails(squares):
 class _Known:
     """A spectrum of which all singular values are known; the vectors lie with the owner."""
 
-    route = "explicit"
+    route, doubt = "explicit", 0.0
 
     def __init__(self, pair, comm, mine, owner):
         self.pair, self.comm, self.mine, self.owner = pair, comm, mine, owner
@@ -153,6 +155,8 @@ class Gram(_Known):
         """The SVD on the owner; not collective."""
         if self.comm.rank == self.owner:
             (L, left), (M, right) = (_half(*each) for each in self._halves)
+            if not (left is None and right is None):
+                self.doubt = (FLOOR * _largest(L) * _largest(M) / self.pair.n) ** 2
             U, self._values, Vt = np.linalg.svd(L.T @ M / self.pair.n, full_matrices=False)
             self._coefficients = [U.T if left is None else U.T @ left.T, Vt if right is None else Vt @ right.T]
         self._made = [by_features for by_features, _ in self._halves]
@@ -160,6 +164,7 @@ class Gram(_Known):
 
     def settle(self):
         """Tell all ranks the singular values. Collective."""
+        self.doubt = self.comm.bcast(self.doubt, root=self.owner)
         self._settle(self._values if self.comm.rank == self.owner else None, FLOOR)
         if self._coefficients is not None:
             self._coefficients = [each[: len(self.values)].copy() for each in self._coefficients]
@@ -182,6 +187,21 @@ def _half(by_features, array):
     return V[:, keep] * np.sqrt(w[keep]), V[:, keep] / np.sqrt(w[keep])
 
 
+def _largest(L):
+    """‖L‖₂ to a few per cent, by power iteration."""
+    v, size = np.abs(L).sum(axis=0), 0.0
+    for _ in range(10):
+        v /= np.linalg.norm(v) or 1.0
+        image = L @ v
+        size, v = float(np.linalg.norm(image)), L.T @ image
+    return size
+
+
+def difference_of_squares(pair, norm2):
+    """To what a difference of ‖R‖² = norm2 and something near it is known."""
+    return DOUBT * float(np.finfo(pair.inputs.dtype).eps) * norm2
+
+
 def _combined(comm, pair, side, W, mine):
     """Σ_i W_ki φ_i over all samples, float64 [k, D], for W [k, n] whole on every rank. Collective."""
     total = np.zeros((len(W), side.D))
@@ -198,6 +218,7 @@ class Randomized:
 
     def __init__(self, pair, comm, mine, norm2, seed=0):
         self.pair, self.comm, self.mine, self.norm2, self._seed = pair, comm, mine, norm2, seed
+        self.doubt = difference_of_squares(pair, norm2)
         self._kernels_small = pair.kernels.D <= pair.inputs.D
         self._small, self._large = (pair.kernels, pair.inputs) if self._kernels_small else (pair.inputs, pair.kernels)
         self._P, self._B = np.zeros((0, self._small.D)), np.zeros((0, self._large.D))
@@ -288,11 +309,14 @@ def squared_norms(pairs, comm):
 
 
 def route_of(pair):
-    """The cheapest exact way to a pair's SVD by operations, or `randomized` where n × n arrays and R are too large."""
+    """The cheapest exact way to a pair's SVD by operations (`explicit`, to rounding, where that is `CHEAP`), or `randomized` where n × n arrays and R are
+    too large."""
     n, small, large = pair.n, *sorted((pair.kernels.D, pair.inputs.D))
     costs = {}
     if small * large <= EXPLICIT_NUMBERS:
         costs["explicit"] = 2.0 * small * large * n + 12.0 * small**2 * large
+        if costs["explicit"] <= CHEAP:
+            return "explicit"
     if n <= GRAM_SAMPLES:
         widths = min(n, small), min(n, large)
         inner = sum(pair.inputs.shape)

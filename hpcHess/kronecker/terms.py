@@ -6,14 +6,15 @@ the cheaper of the two orders, (A_k V) S_kᵀ or A_k (V S_kᵀ), on multivectors
 
 import numpy as np
 
-KINDS = ("full", "scaled", "identity")
+KINDS = ("full", "scaled", "identity", "diagonal")
 _NUMBERS = 1 << 25  # in one temporary of a product
 
 
 class Terms:
     """K terms of the layers ℓ ≤ ℓ', arrays on every host:
 
-    kind     "full": left [K, d, d'] = A_k;  "scaled": left [K, d], A_k = diag(left_k) shared;  "identity": left [K], A_k = left_k I
+    kind     "full": left [K, d, d'] = A_k;  "scaled": left [K, d], A_k = diag(left_k) shared;  "identity": left [K], A_k = left_k I;
+             "diagonal": left [K, d], A_k = diag(left_k), of ℓ = ℓ'
     right    [K, c, c'] = S_k
     shared   [d, d'] or None;  shape (d, d')
     Of ℓ = ℓ' all A_k and S_k are symmetric.
@@ -42,6 +43,8 @@ class Terms:
         left = self.left[which]
         if self.kind == "scaled":
             return left[:, :, None] * self.shared
+        if self.kind == "diagonal":
+            return left[:, :, None] * np.eye(self.shape[0], dtype=left.dtype)
         return left if self.kind == "full" else left[:, None, None] * np.eye(self.shape[0], dtype=left.dtype)
 
     def flops(self):
@@ -49,6 +52,8 @@ class Terms:
         _, c, c2 = self.right.shape
         if self.kind == "identity":
             return 2 * self.shape[0] * c * c2
+        if self.kind == "diagonal":
+            return 2 * self.shape[0] * c * (c2 + 1)
         d, d2 = self.shape
         if self.kind == "scaled":
             return 4 * d * c * c2 + 4 * d * d2 * c2 // max(1, len(self))
@@ -59,13 +64,15 @@ class Terms:
         xp, k = backend.xp, V.shape[1]
         d, d2, c, c2 = V.shape[0], V2.shape[0], V.shape[2], V2.shape[2]
         step = max(1, _NUMBERS // max(1, k * max(d, d2) * max(c, c2)))
-        if self.kind == "scaled":
+        if self.kind in ("scaled", "diagonal"):
             step = own.stop - own.start if d * c * c2 <= _NUMBERS else max(1, _NUMBERS // max(1, k * d * max(c, c2)))
         for lo in range(own.start, own.stop, step):
             left, right, shared = self._on(backend, lo, min(own.stop, lo + step), V.dtype)
             if self.kind == "identity":
                 S = xp.tensordot(left, right, axes=1)
                 U += xp.matmul(V2.reshape(-1, c2), S.T).reshape(U.shape)
+            elif self.kind == "diagonal":
+                U += _scaled(xp, left, V2, xp.transpose(right, (0, 2, 1)))
             elif self.kind == "scaled":
                 moved = xp.matmul(shared, V2.reshape(d2, -1)).reshape(d, k, c2)
                 U += _scaled(xp, left, moved, xp.transpose(right, (0, 2, 1)))
@@ -89,6 +96,8 @@ class Terms:
         """Σ_k diag(A_k) diag(S_k)ᵀ, float64 [d, c], of a diagonal pair."""
         if self.kind == "identity":
             A = np.repeat(self.left[own, None], self.shape[0], axis=1)
+        elif self.kind == "diagonal":
+            A = self.left[own]
         else:
             A = np.einsum("kpp->kp", self.left[own])
         return A.astype(np.float64).T @ np.einsum("kqq->kq", self.right[own]).astype(np.float64)
@@ -120,7 +129,7 @@ class Terms:
             elif self.kind == "scaled":
                 A = self.left[k][p, None] * self.shared[rows]
             else:
-                A = self.left[k] * (rows[0] == rows[1])
+                A = (self.left[k] if self.kind == "identity" else self.left[k][p, None]) * (rows[0] == rows[1])
             found += np.multiply(A, self.right[k][columns], dtype=np.float64)
         return found
 
