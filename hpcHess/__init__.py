@@ -19,6 +19,7 @@ _HOMES = {
     "FactorFilePC": "hpcHess.formats.factor_pc",
     "Fisher": "hpcHess.curvature.fisher",
     "GaussNewton": "hpcHess.curvature.gauss_newton",
+    "Hessian": "hpcHess.curvature.hessian",
     "HierarchicalMatrix": "hpcHess.hierarchical.matrix",
     "InputError": "hpcHess.runtime.errors",
     "MonteCarloFisher": "hpcHess.curvature.fisher",

@@ -31,7 +31,7 @@ def predict_block_diagonal(facts, groups):
     permutation, starts = groups(facts.operator, blocks)
     error, note = np.inf, "error not predicted"
     if blocks == "layer":
-        exact = facts.n_samples <= EXACT_SAMPLES
+        exact = hasattr(facts.operator, "samples") and facts.n_samples <= EXACT_SAMPLES
         error = _error_exact(facts) if exact else _error_between(facts, permutation, starts)
         note = f"{len(starts) - 1} blocks, {'' if exact else 'upper end of the '}error"
     return _predicted(facts, np.diff(starts), error, note)

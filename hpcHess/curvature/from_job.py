@@ -8,6 +8,7 @@ import numpy as np
 from hpcHess.curvature.dense import DenseMatrix
 from hpcHess.curvature.fisher import EmpiricalFisher, Fisher, MonteCarloFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.curvature.hessian import Hessian
 from hpcHess.curvature.quadrature import quadrature
 from hpcHess.curvature.regularized import Regularized
 from hpcHess.curvature.sampled import SampledEntries
@@ -18,7 +19,7 @@ from hpcHess.parallel.agree import on_root, together
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.jobfile import Job
 
-KINDS = {"gauss-newton": GaussNewton, "fisher": Fisher, "mc-fisher": MonteCarloFisher, "opg": EmpiricalFisher}
+KINDS = {"gauss-newton": GaussNewton, "fisher": Fisher, "mc-fisher": MonteCarloFisher, "opg": EmpiricalFisher, "hessian": Hessian}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Hessian(SummedOperator):
     not semidefinite has no vectors whose inner products are its entries. They order parameters and nothing else.
     """
 
-    quadrature = None
+    quadrature, indefinite = None, True
     without_samples = "the exact Hessian is not definite, no Gram matrix of its samples' factors (gauss-newton, fisher, opg are)"
 
     def __init__(self, network, inputs, targets=None, weights=None, comm=MPI.COMM_WORLD, dtype=np.float64, backend="auto"):

@@ -62,11 +62,14 @@ def quadrature(operator, count=None, rtol=None, progress=None):
     count   c, the number of samples. Fewer where n is smaller or no other sample reduces the error (duplicates, H_i = 0)
     rtol    the error to be reached instead, with as few samples as are found to
 
-    Operators with weights: H_i then is n w_i J_iᵀ Q_i J_i. Raises InputError where neither or both are given, or where more than n / 2 samples
+    Operators with weights: H_i then is n w_i J_iᵀ Q_i J_i. Raises InputError for operators without samples, where neither or both are given, or where more than n / 2 samples
     or COLUMN_BYTES are needed for rtol.
     """
-    comm, n = operator.comm, operator.n_samples
+    comm, n = operator.comm, getattr(operator, "n_samples", 0)
     with together(comm):
+        if not hasattr(operator, "samples"):
+            reason = getattr(operator, "without_samples", "this operator has no samples")
+            raise InputError(f"a quadrature weights samples by the inner products of their matrices of Gram type: {reason}; take all samples")
         _check(count, rtol)
     progress = Silent() if progress is None else progress
     double = n <= _DOUBLE_SAMPLES or (rtol is not None and rtol < 1.5 * _SINGLE_ERROR)
