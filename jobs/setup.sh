@@ -5,6 +5,7 @@
 #   source jobs/setup.sh        the same, then put .venv first on PATH and set the environment of every run
 #
 # HPCHESS_WITH_SLURM=1          also the packages of the scheduler (only tests need them)
+# HPCHESS_WITH_TORCH=1          also PyTorch for CPUs and onnx
 # HPCHESS_SETUP=skip            install nothing, use the Python that is first on PATH (conda, module systems: docs/INSTALL.md)
 
 HPCHESS_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -71,6 +72,7 @@ hpchess_venv() {
   pip=(.venv/bin/python -m pip --disable-pip-version-check install --retries 5 -c .venv/constraints.txt)
   hpchess_step "installing Python packages" "${pip[@]}" scikit-build-core nanobind scipy scikit-learn safetensors tqdm \
     pytest pytest-mpi pytest-timeout "tomli; python_version < '3.11'"
+  [ "${HPCHESS_WITH_TORCH:-0}" != 1 ] || hpchess_torch
   hpchess_step "building and installing hpcHess (editable)" "${pip[@]}" --no-build-isolation --no-deps -e .
   hpchess_step "importing the packages" .venv/bin/python -c '
 import h5py, numpy, petsc4py.PETSc, scipy.linalg, slepc4py.SLEPc, sklearn
@@ -80,9 +82,21 @@ import hpcHess, hpcHess._native
 print("Python packages are complete:", MPI.Get_library_version().split(",")[0])'
 }
 
-# what the virtual environment was made from; any change of it makes set-up run again
+# the newest PyTorch of PyPI brings gigabytes of CUDA, PyTorch's own index has the build for CPUs; pip tries an index that does not answer
+# for half a minute, so it is asked for only where it answers; where neither is reached a mirror may hold this version
+hpchess_torch() {
+  local index=()
+  if .venv/bin/python -c 'import socket; socket.create_connection(("download.pytorch.org", 443), 3)' 2>/dev/null; then
+    index=(--extra-index-url https://download.pytorch.org/whl/cpu)
+  fi
+  hpchess_step "installing PyTorch and onnx" "${pip[@]}" "${index[@]}" "torch==2.13.0" "onnx>=1.14"
+  hpchess_step "importing PyTorch and onnx" .venv/bin/python -c 'import numpy, onnx, torch; torch.ones(2).numpy()'
+}
+
+# hpchess_key TORCH: what the virtual environment was made from, with PyTorch where TORCH is 1; any change of it makes set-up run again
 hpchess_key() {
-  { echo "$HPCHESS_ROOT"; readlink -f /usr/bin/python3; cat pyproject.toml CMakeLists.txt jobs/setup.sh
+  { [ "$1" != 1 ] || echo torch
+    echo "$HPCHESS_ROOT"; readlink -f /usr/bin/python3; cat pyproject.toml CMakeLists.txt jobs/setup.sh
     find hpcHess/native -type f -print0 2>/dev/null | sort -z | xargs -0r cat
     dpkg-query -W -f='${Package} ${Version}\n' python3-numpy python3-mpi4py python3-petsc4py-real python3-slepc4py-real python3-h5py-mpi
   } 2>/dev/null | sha256sum
@@ -96,10 +110,15 @@ hpchess_install() {
   exec 9>build/setup.lock
   flock -w 1800 9 || hpchess_fail "another set-up of this folder has been running for half an hour (build/setup.lock)"
   hpchess_apt
-  if [ -x .venv/bin/python ] && [ "$(cat .venv/setup.key 2>/dev/null)" = "$(hpchess_key)" ]; then return; fi
+  local torch=${HPCHESS_WITH_TORCH:-0} found
+  found=$(cat .venv/setup.key 2>/dev/null) || found=
+  if [ -x .venv/bin/python ] && [ -n "$found" ]; then
+    [ "$found" != "$(hpchess_key "$torch")" ] || return 0
+    [ "$found" != "$(hpchess_key 1)" ] || return 0  # PyTorch is there and not asked for: nobody minds
+  fi
   rm -f .venv/setup.key
   hpchess_venv
-  hpchess_key >.venv/setup.key
+  hpchess_key "$torch" >.venv/setup.key
   hpchess_say "done"
 }
 
