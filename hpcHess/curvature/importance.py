@@ -60,6 +60,7 @@ class ImportanceSampler:
 
     def pairs(self, j, k):
         """H̃_jk of every pair of parameters, [m] float64, each from a draw of its own, P_i ∝ |x_iq x_iq'| ‖C_i e_p‖ ‖C_i e_p'‖: O(n + r c) each."""
+        j, k = np.minimum(j, k), np.maximum(j, k)
         (p, q), (p2, q2) = self.entries.locate(j), self.entries.locate(k)
         keys = self._keys(scramble(j, 1), scramble(k, 1))
         X, n, result = self.samples.X, self.samples.n, np.zeros(len(keys))
@@ -112,8 +113,8 @@ class ImportanceSampler:
 
     def _block(self, I, J):
         """H̃_IJ in the order of the sets' parameters, float64."""
-        sizes = self._sizes(I)
-        drawn, weights = self._drawn(self._keys(I.number, J.number)[0], sizes * (sizes if I.number == J.number else self._sizes(J)))
+        sizes, same = self._sizes(I), np.array_equal(I.row, J.row) and np.array_equal(I.of, J.of) and np.array_equal(I.neurons, J.neurons)
+        drawn, weights = self._drawn(self._keys(I.number, J.number)[0], sizes * (sizes if same else self._sizes(J)))
         H, n_I, n_J = np.zeros((len(I.row), len(J.row))), len(I.neurons), len(J.neurons)
         step = max(1, _KERNEL // max(n_I * n_J, (n_I + n_J) * self.samples.rank, len(I.row), len(J.row)))
         for lo in range(0, len(drawn), step):
@@ -124,6 +125,7 @@ class ImportanceSampler:
             for p in range(n_I):
                 mine = slice(I.starts[p], I.starts[p + 1])
                 H[mine] += X_I[mine] @ (kappa[p][J.of] * X_J).T
+        H = (H + H.T) / 2 if same else H
         return H[I.place][:, J.place]
 
     def _kernel(self, I, J, drawn):
