@@ -5,7 +5,8 @@ import json
 
 from hpcHess.compressed.certificate import exactness
 from hpcHess.formats.registry import FORMATS
-from hpcHess.runtime.errors import DONE
+from hpcHess.runtime.errors import DONE, InputError
+from hpcHess.runtime.jobfile import Job
 from hpcHess.runtime.session import run_driver
 from hpcHess.storage.factor_file import FactorFile
 
@@ -57,14 +58,41 @@ def describe(summary):
         _storage(summary),
         _error(summary),
     ]
-    for key, text in (("norm_frobenius", "‖H‖_F"), ("lambda_max", "λ_max"), ("error_spectral", "‖H̃ − H‖₂")):
+    for key, text in (("norm_frobenius", "‖H‖_F"), ("lambda_max", "λ_max"), ("lambda_min", "λ_min"), ("error_spectral", "‖H̃ − H‖₂")):
         if summary.get(key) is not None:
             lines.append(f"{text + ' ≈':<12}{summary[key]:.4g}")
-    lines += _solver(summary)
+    lines += [*_curvature(summary), *_solver(summary)]
     chosen = FORMATS.get(summary["format"])
     lines += [*(chosen.describe(summary) if chosen else ()), "", *_plan(summary), *_provenance(summary)]
     lines += [f"warning: {text}" for text in summary.get("warnings", [])]
     return "\n".join(lines)
+
+
+def _curvature(summary):
+    """Which matrix it is, by the job: the kind and what is not the default of it; nothing where no job is recorded, or one of another version."""
+    try:
+        tables = Job.from_text(summary["job"], summary["job_directory"]).tables if summary["job"] else {}
+    except InputError:
+        tables = {}
+    if "matrix" in tables:
+        yield f"matrix      {tables['matrix']['file']}"
+    if "curvature" in tables:
+        curvature, network, data = tables["curvature"], tables["network"], tables["data"]
+        said = [curvature["kind"] + (f" of {network['torch']}" if "torch" in network else "")]
+        if curvature["kind"] == "mc-fisher":
+            said.append(f"{curvature['draws']} label{'s' if curvature['draws'] > 1 else ''} a sample")
+        if "layers" in curvature:
+            said.append(f"layer{'s' if len(curvature['layers']) > 1 else ''} {', '.join(map(str, curvature['layers']))}")
+        if "parameters" in curvature:
+            said.append(f"parameters {curvature['parameters']}")
+        if "weights" in data:
+            said.append(f"samples weighted by {data['weights']}")
+        if curvature["entries"] == "sampled":
+            count, error = curvature["samples_per_entry"], curvature["entries_error"]
+            said.append(f"sampled entries ({f'{count} draws a block' if count else f'error {error:g}'})")
+        yield "curvature   " + ", ".join(said)
+    if "l2" in summary:
+        yield f"l2          {summary['l2']:g}·I besides what is compressed (error and ‖H‖_F are without it, λ_max is with it)"
 
 
 def _factors(given):
@@ -81,11 +109,11 @@ def _factors(given):
 
 def _solver(summary):
     """The stored direct factors."""
-    damping, error = summary["woodbury_damping"], summary["woodbury_backward_error"]
+    damping, error, of = summary["woodbury_damping"], summary["woodbury_backward_error"], " + l2 =" if "l2" in summary else ""
     if damping is None:
         yield "stored      no factors"
     else:
-        yield f"stored      {summary['woodbury_solver']} factors for damping {damping:g}{'' if error is None else f', backward error {error:.1e}'}"
+        yield f"stored      {summary['woodbury_solver']} factors for damping{of} {damping:g}{'' if error is None else f', backward error {error:.1e}'}"
 
 
 def _plan(summary):
@@ -118,7 +146,7 @@ def _provenance(summary):
     versions, timings = origin.pop("versions", {}), origin.pop("timings", None) or summary.get("timings", {})
     yield "written     " + ", ".join(f"{key} {value}" for key, value in origin.items() if value is not None and not key.endswith("_hash"))
     yield "with        " + ", ".join(f"{name} {version}" for name, version in versions.items())
-    for key in ("network_hash", "data_hash", "matrix_hash"):
+    for key in ("network_hash", "data_hash", "parameters_hash", "matrix_hash"):
         if origin.get(key):
             yield f"{key.removesuffix('_hash'):<12}sha256 {origin[key]}"
     if timings:

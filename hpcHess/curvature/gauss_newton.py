@@ -9,7 +9,7 @@ from hpcHess.curvature.kernel import Kernel
 from hpcHess.curvature.products import Products
 from hpcHess.curvature.samples import Samples
 from hpcHess.networks.network import Network
-from hpcHess.networks.problem import checked_data
+from hpcHess.networks.problem import checked_data, checked_weights
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.operator import SummedOperator, checked_dtype
 from hpcHess.parallel.ownership import row_starts
@@ -51,7 +51,7 @@ class GaussNewton(SummedOperator):
         with together(comm):
             dtype = checked_dtype(dtype)
             inputs, targets = self._checked(network, inputs, targets)
-            weights = None if weights is None else _checked_weights(weights, len(inputs))
+            weights = None if weights is None else checked_weights(weights, len(inputs))
             arrays = backends.get(backend) if isinstance(backend, str) else backend
         self._make(network, self._samples(network, inputs, targets, weights, comm, dtype), comm, arrays)
         self.quadrature, self._full = None, None
@@ -184,17 +184,3 @@ class GaussNewton(SummedOperator):
         """Free the host's shared memory; the operator cannot be used any more. Collective."""
         self._entries.kernel.close()
         self.samples.close()
-
-
-def _checked_weights(weights, n):
-    """w float64 [n], or an InputError."""
-    weights = np.asarray(weights)
-    if weights.dtype.kind not in "fiu" or weights.shape != (n,):
-        raise InputError(f"weights must be {n} real numbers, one a sample, not {weights.dtype} of the shape {list(weights.shape)}")
-    weights = weights.astype(np.float64)
-    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(wrong):
-        raise InputError(f"weights must be finite and not negative: {weights[wrong[0]]} of sample {wrong[0]} (counted from 0)")
-    if not weights.any():
-        raise InputError("all weights are zero: H = 0")
-    return weights

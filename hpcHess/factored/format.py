@@ -70,8 +70,7 @@ def read_none(file, backend):
     """The matrix in an open factor file. Collective. InputError where the file that it refers to is gone or has changed."""
     given = file.attributes
     if given.get("operator_job"):
-        provenance, dtype = json.loads(given["provenance"]), np.dtype(given["dtype"])
-        operator = recorded_operator(file.comm, given["job"], given["job_directory"], stored_network(file), provenance, dtype)
+        operator = recorded_operator(file.comm, given["job"], given["job_directory"], stored_network(file), json.loads(given["provenance"]))
         return OperatorMatrix(getattr(operator, "unregularized", operator), backend)
     if "operator_file" not in given:
         return FactoredMatrix(FactoredForm.read(file, backend), given["n_alive"])

@@ -24,7 +24,7 @@ class Problem:
 
     inputs    [n, width] float32 or float64, one copy a host, read-only
     targets   int64 labels [n] for cross-entropy, else [n, d] float32 or float64; likewise
-    weights   of the samples, [n] float64 (checked by the curvature), or None: 1/n each
+    weights   of the samples, [n] float64, or None: 1/n each
     digests   sha256 (hex): equal where the numbers are equal, whatever file and dtype they came in
     """
 
@@ -40,14 +40,14 @@ def load_problem(job, comm, network=None):
     """The `Problem` of a `runtime.jobfile.Job`. Rank 0 reads, fits and checks. Collective.
 
     network: on rank 0, one that the job's [network.fit] made before (it lies in the factor file), so that it is not fitted again.
-    InputError on every rank: files missing or unreadable, and as `checked_data`.
+    InputError on every rank: files missing or unreadable, and as `checked_data`, `checked_weights`.
     """
     inputs = targets = digests = weights = None
     with together(comm):
         if comm.rank == 0:
             network, inputs, targets = _load(job, network)
             path, samples = job.path("data", "weights"), job["data"]["samples"]
-            weights = None if path is None else read_npy(path, samples)
+            weights = None if path is None else checked_weights(read_npy(path, samples), len(inputs), path)
             digests = network.digest(), data_digest(inputs, targets, weights)
     network, digests, autoencode, weights = comm.bcast((network, digests, targets is inputs, weights))
     inputs = share(comm, inputs)
@@ -115,6 +115,20 @@ def checked_data(network, inputs, targets, names=("inputs", "targets")):
     elif targets.shape[1] != network.n_outputs:
         raise InputError(f"{names[1]}: targets have {targets.shape[1]} numbers, the network has {network.n_outputs} outputs")
     return inputs, targets
+
+
+def checked_weights(weights, n, name="weights"):
+    """w float64 [n]; InputError, which says what is wrong with `name`: not n real numbers, negative, NaN or Inf, all zero. Not collective."""
+    weights = np.asarray(weights)
+    if weights.dtype.kind not in "fiu" or weights.shape != (n,):
+        raise InputError(f"{name} must be {n} real numbers, one a sample, not {weights.dtype} of the shape {list(weights.shape)}")
+    weights = weights.astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong):
+        raise InputError(f"{name} must be finite and not negative: {weights[wrong[0]]} of sample {wrong[0]} (counted from 0)")
+    if not weights.any():
+        raise InputError(f"{name}: all weights are zero, H = 0")
+    return weights
 
 
 def _checked_arrays(loss, inputs, targets, names):
