@@ -208,11 +208,11 @@ class _Graph:
         if not name or name != os.path.basename(name) or name in (".", "..") or os.path.islink(path):
             raise InputError(f"the constant {tensor.name!r} lies in {name!r}, which is no file beside the model")
         if not os.path.isfile(path):
-            raise InputError(f"the constant {tensor.name!r} lies in {path}, which is missing")
+            raise InputError(f"the constant {tensor.name!r} lies in {name!r} beside the model, which is missing")
         offset, size = int(entries.get("offset", 0)), os.path.getsize(path)
         length = int(entries.get("length", size - offset))
         if not (0 <= offset and 0 <= length <= size - offset):
-            raise InputError(f"the constant {tensor.name!r} lies beyond the end of {path}")
+            raise InputError(f"the constant {tensor.name!r} lies beyond the end of {name!r}")
         with open(path, "rb") as file:
             file.seek(offset)
             return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, raw_data=file.read(length))
