@@ -149,6 +149,12 @@ def smallest_eigenvalue(matrix, columns=8, iterations=8):
     return s - spectral_norm(lambda W: s * W - _product(matrix, W), matrix.comm, start, iterations, 1e-2)
 
 
+def extreme_eigenvalues(matrix, operator, seed=0):
+    """Of the report: lambda_max and, of an operator that says it is `indefinite`, lambda_min. Collective."""
+    found = {"lambda_max": largest_eigenvalue(matrix, seed)}
+    return found | ({"lambda_min": smallest_eigenvalue(matrix)} if getattr(operator, "indefinite", False) else {})
+
+
 def spectral_error(matrix, operator, seed=0, columns=8, products=4):
     """‖H̃ − H‖₂ from below, on the block Krylov space of the error's image of random vectors. Collective."""
 
@@ -170,7 +176,7 @@ def _product(matrix, W):
 
 
 def reported(matrix, error, rtol, norm, operator, seed=0, error_spectral=None):
-    """The part of the report that is the same in all formats: format, rtol, rtol_met, error_estimate, norm_frobenius, lambda_max,
+    """The part of the report that is the same in all formats: format, rtol, rtol_met, error_estimate, norm_frobenius, lambda_max (lambda_min),
     error_spectral and storage. `error`: an `ErrorEstimate`, or a dict of `exact_error`; `norm` ‖H‖_F. Collective.
     """
     found = error if isinstance(error, dict) else error.as_dict()
@@ -182,7 +188,7 @@ def reported(matrix, error, rtol, norm, operator, seed=0, error_spectral=None):
         "rtol_met": bool(found["high"] <= rtol),
         "error_estimate": found,
         "norm_frobenius": float(norm),
-        "lambda_max": largest_eigenvalue(matrix, seed),
+        **extreme_eigenvalues(matrix, operator, seed),
         "error_spectral": error_spectral,
         "seed": int(seed),
         "warnings": [],

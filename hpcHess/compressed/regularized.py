@@ -12,7 +12,7 @@ class RegularizedMatrix(CompressedMatrix):
     """H̃ + l2 I [N, N] of `unregularized` = H̃, a CompressedMatrix of any format, whose format it has. Collective.
 
     Everything it says is of the sum: products, diagonal, trace, norm, solves (H̃ + (l2 + λ) I)⁻¹ with a damping λ apart, log-determinants, inertia,
-    λ_max of the report. What H̃ was judged by stays what it is without the term: `report["rtol"]`, `error_estimate` and `norm_frobenius` are
+    λ_max (and λ_min) of the report. What H̃ was judged by stays what it is without the term: `report["rtol"]`, `error_estimate` and `norm_frobenius` are
     relative to ‖H‖_F, which for a semidefinite H is smaller than ‖H + l2 I‖_F; H̃ + l2 I is nearer to H + l2 I than they say.
     """
 
@@ -24,13 +24,14 @@ class RegularizedMatrix(CompressedMatrix):
         self.provenance, self.job_text, self.job_directory = {}, "", ""
         if report is None:
             more = {_WITHOUT: inner.report["lambda_max"], "lambda_max": largest_eigenvalue(self, inner.report.get("seed", 0))}
-            report = inner.report | {"l2": self.l2} | more
+            report = inner.report | {"l2": self.l2} | more | _moved(inner.report, self.l2)
         self.report = report
 
     @classmethod
     def read(cls, unregularized, l2, report):
         """Of H̃ and the report in its file, which H̃ gets as it was without the term."""
         unregularized.report = {key: value for key, value in report.items() if key not in ("l2", _WITHOUT)} | {"lambda_max": report[_WITHOUT]}
+        unregularized.report |= _moved(report, -l2)
         return cls(unregularized, l2, report)
 
     @property
@@ -128,3 +129,8 @@ class _Shifted:
 
     def __getattr__(self, name):
         return getattr(self._factors, name)
+
+
+def _moved(report, shift):
+    """λ_min of a report that has it (of an indefinite matrix), moved."""
+    return {"lambda_min": report["lambda_min"] + shift} if "lambda_min" in report else {}

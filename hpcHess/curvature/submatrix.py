@@ -39,7 +39,7 @@ class PrincipalSubmatrix:
         self.alive = np.flatnonzero(np.isin(self.indices, operator.alive)).astype(np.int64)
         starts = row_starts(operator.shape[0], self.comm.size)
         self._moves = RowPermutation(self.comm, self.indices, starts, row_starts(self.n_params, self.comm.size))
-        for name in ("n_samples", "n_outputs", "entry_draws"):
+        for name in ("n_samples", "n_outputs", "entry_draws", "indefinite"):
             if hasattr(operator, name):
                 setattr(self, name, getattr(operator, name))
         for name in ("diagonal", "entries", "entries_batch", "partial_probe", "probe", "input_groups", "neuron_groups"):

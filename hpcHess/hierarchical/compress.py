@@ -4,7 +4,7 @@ import numpy as np
 
 from hpcHess import backend as backends
 from hpcHess.hierarchical.coarse import coarse_hss, missed
-from hpcHess.compressed.certificate import largest_eigenvalue
+from hpcHess.compressed.certificate import extreme_eigenvalues
 from hpcHess.compressed.options import check_common, stored_dtype
 from hpcHess.curvature.sampled import noise_of, refuse_mixing
 from hpcHess.hierarchical.error import spectral_error
@@ -74,7 +74,7 @@ def compress(
     search = Search(skeletonizer, rtol, max_rank, probes, progress, norm)
     best, error = search.certified()
     with progress.phase("spectral norms"):
-        lambda_max = largest_eigenvalue(best.matrix, seed)
+        extremes = extreme_eigenvalues(best.matrix, operator, seed)
         spectral = spectral_error(best.matrix, operator, *search.probes)
     matrix, coarse = best.matrix, None
     if matrix.format == "fmm":
@@ -83,7 +83,7 @@ def compress(
     matrix.operator = operator
     asked = {"rtol": float(rtol), "leaf_size": int(leaf_size), "max_rank": int(max_rank), "seed": int(seed), "budget": budget}
     asked |= {"n_neighbors": int(n_neighbors), "sampling": sampling, "solver": solver, "distance_asked": asked_distance}
-    chosen = {"distance": distance, "backend": kernels.name, "lambda_max": lambda_max, "error_spectral": spectral}
+    chosen = {"distance": distance, "backend": kernels.name, "error_spectral": spectral} | extremes
     chosen["distance_predictions"] = {name: 100.0 * value / float(operator.shape[0]) ** 2 for name, value in predictions.items()}
     matrix.report = asked | chosen | _reached(best, error, search, coarse) | {"timings": progress.timings.as_dict()}
     matrix.report["warnings"] = _warnings(error, rtol, best, max_rank, search, budget) + list(missed(coarse.report) if coarse else ())

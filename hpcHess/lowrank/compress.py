@@ -37,7 +37,7 @@ def compress(operator, rtol=1e-2, *, method="randomized", max_rank=0, seed=0, dt
     if method not in METHODS:
         raise InputError(f"method must be {' or '.join(METHODS)}, not {method!r}")
     if method == "nystrom" and getattr(operator, "indefinite", False):
-        raise InputError('method = "nystrom" is for semidefinite matrices, and this one is indefinite: use method = "randomized" or "krylov"')
+        raise InputError('method = "nystrom" is for semidefinite matrices, which the exact Hessian is not (indefinite): use method = "randomized" or "krylov"')
     if max_rank < 0:
         raise InputError(f"max_rank must be ≥ 0 (0: no bound), not {max_rank}")
     progress = Silent() if progress is None else progress

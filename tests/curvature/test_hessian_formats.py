@@ -10,12 +10,11 @@ from mpi4py import MPI
 pytest.importorskip("torch", reason="the oracle is PyTorch's automatic differentiation")
 
 import hpcHess as hh  # noqa: E402
-from hpcHess.curvature.from_job import operator_from_job  # noqa: E402
+from hpcHess.curvature.regularized import Regularized  # noqa: E402
+from hpcHess.curvature.submatrix import PrincipalSubmatrix  # noqa: E402
 from hpcHess.formats.compress import compress  # noqa: E402
 from hpcHess.networks.network import Network  # noqa: E402
 from hpcHess.runtime.errors import HpcHessWarning, InputError  # noqa: E402
-from hpcHess.runtime.jobfile import load  # noqa: E402
-from tests.drivers.drive import on_root, write_job  # noqa: E402
 from tests.reference import autograd  # noqa: E402
 
 COMM, WIDTHS, RTOL = MPI.COMM_WORLD, (7, 6, 5, 3), 1e-6
@@ -66,6 +65,7 @@ def test_error_inertia_and_solves(way):
     error = np.linalg.norm(A - exact) / np.linalg.norm(exact)
     assert error <= RTOL and H.report["rtol_met"] and found["low"] - 1e-12 <= error <= found["high"] + 1e-12
     spectrum = np.linalg.eigvalsh(exact)
+    assert spectrum[0] - 1e-6 <= H.report["lambda_min"] <= 0.9 * spectrum[0]
     damping = -0.5 * spectrum[0]
     assert damping > 0.02 * spectrum[-1] and np.abs(spectrum + damping).min() > 1e-4 * spectrum[-1]
     damped, b = A + damping * np.eye(len(A)), np.random.default_rng(0).standard_normal((len(A), 2))
@@ -113,6 +113,17 @@ def test_block_diagonal(blocks):
 def test_what_needs_a_gram_matrix_is_refused(options, reason):
     with pytest.raises(InputError, match=reason):
         compress(problem()[0], 1e-2, **options)
+
+
+def test_with_weight_decay_and_of_some_parameters():
+    """l2 moves λ_min; a block of some parameters is indefinite as well, and compressed by entries or products."""
+    (operator, exact), I = problem(), np.arange(60, 7, -1)
+    block = PrincipalSubmatrix(Regularized(operator, 0.01), I)
+    H = compress(block, RTOL, "hss", dtype="float64", leaf_size=10)
+    expected = exact[np.ix_(I, I)] + 0.01 * np.eye(len(I))
+    assert np.linalg.norm(H @ np.eye(len(I)) - expected) <= RTOL * np.linalg.norm(expected)
+    H = compress(Regularized(operator, 0.01), RTOL, "low-rank", dtype="float64")
+    assert H.report["lambda_min"] == pytest.approx(np.linalg.eigvalsh(exact)[0] + 0.01, rel=0.1)
 
 
 def test_quadratures_are_refused():
