@@ -99,7 +99,7 @@ def eigenvalue_measure(operator, mine, probes, steps, seed=0):
     """
     theta, weight = [], []
     for alpha, beta in _lanczos(operator, _signs(seed, mine, range(probes)), steps, reorthogonalized=False):
-        values, vectors = eigh_tridiagonal(alpha, beta[:-1])
+        values, vectors = _eigh(alpha, beta[:-1])
         theta.append(values)
         weight.append(operator.shape[0] / probes * np.square(vectors[0]))
     return operator.comm.bcast((np.concatenate(theta), np.concatenate(weight)))
@@ -133,8 +133,13 @@ def _rules_of_halves(alpha, beta, function):
 
 
 def _quadrature(alpha, beta, function):
-    theta, vectors = eigh_tridiagonal(alpha, beta)
+    theta, vectors = _eigh(alpha, beta)
     return float(np.square(vectors[0]) @ function(theta))
+
+
+def _eigh(alpha, beta):
+    """Eigenpairs of a tridiagonal matrix by QR steps: relatively robust representations (stemr) fail on Ritz values that come several times."""
+    return eigh_tridiagonal(alpha, beta, lapack_driver="stev")
 
 
 def _lanczos(matrix, Z, steps, reorthogonalized=True):

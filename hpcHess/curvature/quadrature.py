@@ -11,7 +11,7 @@ those with the largest ⟨R, H_i⟩ / ‖H_i‖, R = H − H̃; among these each
 Those whose weight becomes 0 leave. Chen, Cowan, Grant, Signal Processing 1991 (orthogonal least squares); Kim and Park, SIAM J. Sci. Comput. 2011
 (NNLS by block principal pivoting).
 
-The error² is a difference of numbers near ‖H‖², so the error has a floor: about 1e-8 with b in float64, 3e-4 with b in float32 (many samples),
+The error² is a difference of numbers near ‖H‖², so the error has a floor: 1e-8 to 3e-8 with b in float64, 3e-4 with b in float32 (many samples),
 where below _SINGLE_ERROR everything is done again in float64. No rank holds more than its samples' rows of G's columns S.
 """
 
@@ -31,6 +31,7 @@ from hpcHess.runtime.progress import Silent
 
 COLUMN_BYTES = 1 << 33  # of all ranks' columns of G together, where an error is asked for
 _DOUBLE_SAMPLES = 8192  # most samples whose inner products are computed in float64 at once
+_FLOORS = {"float64": 3e-8, "float32": 3e-4}  # of the error
 _SINGLE_ERROR = 2e-3  # smallest error that is left to float32
 _SINGLE_RANGE = 1e-25, 1e30  # of the largest ‖H_i‖² whose inner products are left to float32
 _BLOCK, _SLAB = 2048, 8192  # rows and columns of G at a time
@@ -44,9 +45,10 @@ _ROUNDS = 20  # steps that replace samples without weight, at the count asked fo
 class Quadrature:
     """samples   int64 [c], sorted
     weights   float64 [c], > 0
-    error     ‖H − H̃‖_F / ‖H‖_F, exact but for rounding (the floor above)
+    error     ‖H − H̃‖_F / ‖H‖_F, exact but for rounding
     norm      ‖H‖_F
     n         number of samples of H
+    floor     what error² is known to, its root: the floor above
     """
 
     samples: np.ndarray
@@ -54,6 +56,12 @@ class Quadrature:
     error: float
     norm: float
     n: int
+    floor: float = 0.0
+
+    @property
+    def high(self):
+        """What the error is at most."""
+        return float(np.hypot(self.error, self.floor))
 
 
 def quadrature(operator, count=None, rtol=None, progress=None):
@@ -149,7 +157,7 @@ class _Search:
                 "half of the samples are taken): ask for a larger one, give a count, or take all samples"
             )
         order = np.argsort(self.chosen)
-        return Quadrature(self.chosen[order], self.weights[order], error, norm, n)
+        return Quadrature(self.chosen[order], self.weights[order], error, norm, n, _FLOORS[self.dtype.name])
 
     def _step(self, more, goal):
         """Choose up to `more` samples, solve for all weights; whether that reduced the error. Collective."""

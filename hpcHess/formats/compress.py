@@ -216,9 +216,9 @@ def _certify_both(matrix, operator, rtol, probes, seed):
     counts. Collective."""
     report, q = matrix.report, operator.quadrature
     inner, norm = report["error_estimate"], Norm(q.norm, q.norm, q.norm)  # known exactly
-    bound = q.error + (1 + q.error) * inner["high"]
+    bound = q.high + (1 + q.high) * inner["high"]
     if inner["high"] == 0:
-        report["error_estimate"] = exact_error(q.error)
+        report["error_estimate"] = exact_error(q.error) | {"high": q.high, "exact": bool(q.high <= 1.01 * q.error)}
     else:
         found = certify(matrix, operator.full, probes, seed, "certificate of all samples", norm)[0].as_dict()
         report["error_estimate"] = found | {key: min(found[key], bound) for key in ("value", "low", "high")}

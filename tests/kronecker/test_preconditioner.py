@@ -10,9 +10,10 @@ from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.krylov.solve import solve
 from hpcHess.kronecker import precondition_schur
 from hpcHess.kronecker.compress import compress_kronecker
-from hpcHess.kronecker.preconditioner import Elimination, eliminable
+from hpcHess.kronecker.preconditioner import Elimination, _last_layers, eliminable
 from hpcHess.networks.network import Network
 from hpcHess.runtime.errors import HpcHessWarning
+from tests.curvature import networks
 from tests.reference.gauss_newton import gauss_newton
 
 
@@ -88,6 +89,27 @@ def test_inverse_of_what_it_claims(name, weighted, comm):
     assert np.linalg.norm(S - expected) <= 1e-10 * np.linalg.norm(expected)
     assert np.linalg.norm(S - S.T) <= 1e-12 * np.linalg.norm(S)
     assert np.linalg.eigvalsh((S + S.T) / 2)[0] > 0
+
+
+@pytest.mark.parametrize("name", networks.CASES)
+def test_every_loss_gradients_and_some_layers(name, comm):
+    """The same of networks some of whose layers are constant, the last one among them; what cannot be eliminated is left alone."""
+    net, x, y = networks.make(name)
+    last, found = net.n_layers - 1, 0
+    for layers in [range(last + 1), [last], *([[0], [0, last]] if last > 1 else [])]:
+        part = net.restricted(layers)
+        for operator in (GaussNewton(part, x, weights=networks.WEIGHTS, comm=comm), EmpiricalFisher(part, x, y, comm=comm)):
+            H = operator.matmat(np.eye(part.n_params))
+            for dense in (0, 16, 10**6):
+                if _last_layers(operator, dense) is None:
+                    assert not dense or part.weights[part.chosen[-1]].size > 12
+                    continue
+                shared, found = Elimination(operator, np.float64, dense), found + 1
+                M = shared.preconditioner(1e-2 * np.linalg.norm(H, 2))
+                expected = np.linalg.inv(claimed(M, H, shared, shared.complement is not None))
+                assert np.linalg.norm(inverse(M, comm) - expected) <= 1e-10 * np.linalg.norm(expected)
+            operator.close()
+    assert found >= 4
 
 
 @pytest.mark.parametrize(("name", "kind"), [("deep classes", EmpiricalFisher), ("small last layer", EmpiricalFisher), ("autoencoder", Fisher)])
