@@ -6,8 +6,11 @@ import re
 import numpy as np
 import pytest
 
+from hpcHess.curvature.fisher import EmpiricalFisher, Fisher, MonteCarloFisher
+from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.formats.registry import FORMATS
-from tests.drivers.drive import drive, listing, ok, on_root, relative
+from hpcHess.networks.network import Network
+from tests.drivers.drive import COMM, drive, listing, ok, on_root, relative, small_arrays, write_job
 from tests.drivers.test_matrix_job import job as matrix_job
 
 NAMES = [name for name, each in FORMATS.items() if each.compress is not None and name not in ("hss", "fmm")] + ["auto"]
@@ -66,6 +69,40 @@ def test_the_choice_is_explained_before_it_is_made(case):
     assert re.search(r"auto: least storage for rtol 0.001, 12 right-hand sides to solve for, 4 GB of memory", ok(run).err)
     found = json.loads(ok(drive("info", F, "--json")).out)
     assert found["plan"]["memory"] == 4 * 10**9 and set(found["plan"]["predictions"]) >= {"hss", "low-rank", "kronecker-sum", "dense", "none"}
+
+
+KINDS = {  # loss, keys, the operator of a network and its data
+    "binary": ("binary-cross-entropy", ["curvature.kind=gauss-newton", "curvature.layers=[2]"], lambda net, x, y: GaussNewton(net.restricted([1]), x, comm=COMM)),
+    "fisher": ("squared-error", ["curvature.kind=fisher", "network.output=sigmoid"], lambda net, x, y: Fisher(net, x, comm=COMM)),
+    "mc-fisher": ("binary-cross-entropy", ["curvature.kind=mc-fisher", "curvature.draws=2"], lambda net, x, y: MonteCarloFisher(net, x, comm=COMM, draws=2)),
+    "opg": ("squared-error", ["curvature.kind=opg", "network.output=tanh"], lambda net, x, y: EmpiricalFisher(net, x, y, comm=COMM)),
+}
+
+
+@pytest.mark.parametrize("format", ["kronecker-sum", "data-woodbury", "low-rank", "hss"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds(folder, kind, format):
+    """Every kind of Gram type, with other losses than the case's, from the job to products and solves with the exact matrix."""
+    pytest.importorskip("petsc4py")
+    loss, keys, make = KINDS[kind]
+    arrays, x, y = small_arrays((6, 5, 4), 20, loss)
+    y = np.abs(y) / 4 if loss == "binary-cross-entropy" else y
+    output = next((key.partition("=")[2] for key in keys if "output" in key), "identity")
+    H = make(Network.from_arrays(arrays, "tanh", loss, output), x, y).matmat(np.eye(24 if "layers" in keys[-1] else 59))
+    job, F = folder / kind / "job.toml", folder / kind / f"{format}.h5"
+    on_root(lambda: job.exists() or write_job(folder / kind, loss=loss, widths=(6, 5, 4), n=20) and np.save(folder / kind / "targets.npy", y))
+    V, name = np.random.default_rng(5).standard_normal((len(H), 2)), folder / kind / f"{format}.npy"
+    on_root(lambda: np.save(name, V))
+    given = [word for key in [*keys, f"compress.format={format}", "compress.leaf_size=12"] for word in ("--set", key)]
+    ok(drive("compress", job, "--output", F, *given))
+    found, damping = json.loads(ok(drive("info", F, "--json", "--verify")).out), 0.01 * np.linalg.eigvalsh(H)[-1]
+    assert found["rtol_met"] and found["n_params"] == len(H)
+    for more, bound in ((), 3e-3), (("--exact",), 1e-12):
+        ok(drive("multiply", F, "--input", name, "--output", folder / "U.npy", *more))
+        assert relative(on_root(lambda: np.load(folder / "U.npy")), H @ V) < bound
+    run = ok(drive("solve", F, "--rhs", name, "--output", folder / "X.npy", "--damping", damping, "--refine", "exact", "--rtol", 1e-9))
+    assert run.residual("exact") <= 1e-9
+    assert relative(on_root(lambda: np.load(folder / "X.npy")), np.linalg.solve(H + damping * np.eye(len(H)), V)) < 1e-6
 
 
 REFUSED = [
