@@ -53,8 +53,8 @@ def multiply(file, X):
 
 
 V = np.load(sys.argv[2]).astype(np.float64)
-U = np.zeros_like(V)  # parameters outside the tree: zero
 file = h5py.File(sys.argv[1], "r")
+U = float(file.attrs.get("l2", 0)) * V  # a multiple of the identity; parameters outside the tree have no more
 tree = file["tree/permutation"][:]
-U[tree] = multiply(file, V[tree].reshape(len(tree), -1)).reshape(V[tree].shape)
+U[tree] += multiply(file, V[tree].reshape(len(tree), -1)).reshape(V[tree].shape)
 np.save(sys.argv[3], U)

@@ -1,7 +1,10 @@
 """H̃ + l2 I in every format: what is compressed is H, everything that the result says is of the sum."""
 
+import subprocess
+import sys
 import warnings
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from hpcHess.formats.registry import FORMATS
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from tests.curvature.networks import classifier
 from tests.reference.gauss_newton import gauss_newton
+from tests.storage.launch import outside_mpi
 
 COMM, L2, RTOL = MPI.COMM_WORLD, 0.02, 1e-3
 ASKED = [name for name, each in FORMATS.items() if each.compress is not None]
@@ -152,3 +156,15 @@ def test_an_operator_without_entries():
 def test_no_term_is_no_other_matrix():
     found = compress(Regularized(problem()[0], 0.0), 1e-3, "dense")
     assert not isinstance(found, RegularizedMatrix) and found.l2 == 0
+
+
+def test_the_specification_read_by_h5py_alone(shared_tmp):
+    """docs/read_factor_file.py knows of the term, for dead parameters too."""
+    H, N = compressed("hss")[0], len(problem()[1])
+    H.save(shared_tmp / "F.h5")
+    if COMM.rank == 0:
+        reader = Path(__file__).parents[2] / "docs" / "read_factor_file.py"
+        np.save(shared_tmp / "V.npy", np.eye(N))
+        subprocess.run([sys.executable, reader, shared_tmp / "F.h5", shared_tmp / "V.npy", shared_tmp / "U.npy"], check=True, timeout=60, env=outside_mpi(), stdin=subprocess.DEVNULL)
+    COMM.Barrier()
+    np.testing.assert_allclose(np.load(shared_tmp / "U.npy"), H @ np.eye(N), atol=1e-13)
