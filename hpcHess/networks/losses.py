@@ -41,7 +41,10 @@ class CrossEntropy:
 
     @staticmethod
     def apply_hessian(U, p):
-        """U ← Q U in place: p ∘ (U − Σ p U)."""
+        """U ← Q U in place: p ∘ (U − Σ p U), which does not change when U's row of the likeliest class is taken off all rows; then nothing cancels
+        where a sample is sure, and Q U is small.
+        """
+        U -= np.take_along_axis(U, p.argmax(axis=0)[None, None], axis=1)
         U -= (U * p).sum(axis=1, keepdims=True)
         U *= p
 
