@@ -6,6 +6,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcHess.compressed.stochastic import eigenvalue_measure
+from hpcHess.parallel.operator import check_products
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
 
@@ -59,7 +60,8 @@ class Facts:
     def _product(self):
         operator, mine = self.operator, _own_rows(self.operator)
         G = np.ascontiguousarray(gaussian_rows(self.seed, "facts", mine.start, mine.stop, range(COLUMNS), operator.dtype))
-        operator.matmat_rows(G[:, :1])  # the first product of a run pays for page faults and threads
+        first = operator.matmat_rows(G[:, :1])  # the first product of a run pays for page faults and threads
+        check_products(self.comm, first, "the operator")
         self.comm.Barrier()
         start = time.perf_counter()
         operator.matmat_rows(G)

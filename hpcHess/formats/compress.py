@@ -93,6 +93,7 @@ def compress(
     if getattr(operator, "quadrature", None) is not None:
         with progress.phase("certificate of all samples"):
             _certify_both(matrix, operator, rtol, probes, seed)
+    _check_finite(matrix)
     return RegularizedMatrix(matrix, l2) if l2 else matrix
 
 
@@ -104,6 +105,17 @@ def _check_sampled(operator, format, structured, memory):
         refuse_mixing(operator, f'structured = "{structured}"', 'use structured = "none" with sampling = "rows"')
     if memory and format in ("hss", "fmm"):
         refuse_mixing(operator, f"the prediction of {format} for a given memory", "leave out the memory")
+
+
+def _check_finite(matrix):
+    """InputError where norms and the error, which saw all of H, are not finite: its products were not. Collective."""
+    report = matrix.report
+    numbers = [report["norm_frobenius"], report["lambda_max"], report["error_estimate"]["value"]]
+    if not matrix.comm.bcast(bool(np.isfinite(numbers).all())):
+        raise InputError(
+            f"products with the operator are not finite, or too large for {matrix.dtype}: look for NaN in it, scale the network, the matrix or the data, "
+            'or use dtype = "float64"'
+        )
 
 
 def _check_options(format, objective, structured, structured_size, memory, rhs_count, workload, options):

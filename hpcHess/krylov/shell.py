@@ -5,7 +5,7 @@ import numpy as np
 from hpcHess.krylov.library import petsc
 from hpcHess.parallel.agree import agree
 from hpcHess.parallel.exchange import repartition
-from hpcHess.parallel.operator import RowOperator, probed_rows
+from hpcHess.parallel.operator import RowOperator, check_products, probed_rows
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import InputError
 
@@ -73,7 +73,7 @@ class PetscOperator(RowOperator):
     """A symmetric PETSc Mat of any type behind the operator protocol: products, but no entries (`compress(…, sampling="products")`).
 
     Products take and give parameter rows in PETSc's rows of the Mat, whatever their layout; all of them are collective, `partial_matmat`
-    too. Assembled AIJ and dense matrices multiply with blocks of vectors, others (shells) with one after another. `alive` are the rows
+    too; InputError where they are not finite. Assembled AIJ and dense matrices multiply with blocks of vectors, others (shells) with one after another. `alive` are the rows
     that are not zero, `parallel.operator.probed_rows`.
     """
 
@@ -100,7 +100,9 @@ class PetscOperator(RowOperator):
     def matmat_rows(self, V):
         """HV in parameter rows, [n_local, k] → [n_local, k]. Collective."""
         X = repartition(self.comm, np.ascontiguousarray(V, self.dtype), self.starts, self._layout)
-        return repartition(self.comm, self._multiply(X), self._layout, self.starts)
+        products = repartition(self.comm, self._multiply(X), self._layout, self.starts)
+        check_products(self.comm, products, "the Mat")
+        return products
 
     def _multiply(self, X):
         """HX in PETSc's rows."""

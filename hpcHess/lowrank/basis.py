@@ -3,6 +3,7 @@
 import numpy as np
 from mpi4py import MPI
 
+from hpcHess.parallel.operator import check_products
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.parallel.replicated import replicated
@@ -38,9 +39,11 @@ class AliveProducts:
         self.rows = alive[(alive >= self.first) & (alive < self.last)] - self.first
 
     def apply(self, W):
-        """HW for W [n, k], rows that are alive. Collective."""
+        """HW for W [n, k], rows that are alive. Collective. InputError where it is not finite."""
         self.count += W.shape[1]
-        return np.asarray(self.operator.matmat_rows(self.spread(W)))[self.rows]
+        products = np.asarray(self.operator.matmat_rows(self.spread(W)))[self.rows]
+        check_products(self.comm, products, "the operator")
+        return products
 
     def spread(self, W):
         """Alive rows [n, k] → parameter rows [n_local, k], row-major, zero where a parameter is dead."""

@@ -111,6 +111,12 @@ class SummedOperator:
         return partial
 
 
+def check_products(comm, products, what):
+    """InputError on all ranks where one has found products that are not finite. Collective."""
+    if comm.allreduce(int(not np.isfinite(products).all()), MPI.MAX):
+        raise InputError(f"{what} gives products that are not finite, or too large for {products.dtype}: look for NaN in it, scale it, or use float64")
+
+
 def checked_dtype(dtype):
     """np.dtype of `dtype`; InputError for anything but float32 and float64."""
     try:

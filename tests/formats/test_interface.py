@@ -144,6 +144,17 @@ def test_a_matrix_that_is_zero(name):
     assert H.logdet(2.0)[1] == pytest.approx(20 * np.log(2))
 
 
+@pytest.mark.parametrize("name", [*ASKED, "auto"])
+def test_products_that_are_not_finite_are_refused(name):
+    """Entries that single precision cannot hold, finite as the network and the data are."""
+    network = Network([np.ones((4, 5))], None, "identity", "squared-error")
+    x = 3e19 * np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
+    with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", HpcHessWarning)
+        with pytest.raises(InputError, match="not finite.*float64"):
+            compress(GaussNewton(network, x, comm=COMM, dtype=np.float32), 1e-2, name)
+
+
 def test_options_of_other_formats_have_no_effect_and_unknown_ones_are_named():
     H = compress(problem()[0], 1e-3, "kronecker-sum", leaf_size=5, budget=0.3)
     assert H.format == "kronecker-sum"

@@ -73,3 +73,37 @@ def test_refused(comm):
 def test_what_is_no_mat_is_refused():
     with pytest.raises(InputError, match="takes a petsc4py Mat, not ndarray; of an array: hpcHess.DenseMatrix"):
         petsc_operator(symmetric())
+
+
+class Failing:
+    """A shell's products, from some of them on NaN on the last rank."""
+
+    def __init__(self, A, good):
+        self.A, self.good, self.calls = A, good, 0
+
+    def mult(self, mat, x, y):
+        comm, (lo, hi) = mat.comm.tompi4py(), x.getOwnershipRange()
+        whole = np.concatenate(comm.allgather(x.getArray(readonly=True).copy()))
+        self.calls += 1
+        y.getArray()[:] = np.nan if self.calls > self.good and comm.rank == comm.size - 1 else self.A[lo:hi] @ whole
+
+
+@pytest.mark.parametrize("good", [0, 12])
+def test_nan_in_products_on_one_rank_is_everyones(comm, good):
+    PETSc, A = petsc(comm), symmetric()
+    mat = PETSc.Mat().createPython(((PETSc.DECIDE, N), (PETSc.DECIDE, N)), Failing(A, good), comm=comm)
+    mat.setUp()
+    with pytest.raises(InputError, match="the Mat gives products that are not finite"):
+        op = petsc_operator(mat)
+        np.testing.assert_allclose(op @ np.ones((N, 2)), A @ np.ones((N, 2)), atol=1e-12)
+        op @ np.ones((N, 3))
+
+
+def test_a_mat_that_is_not_deterministic(comm):
+    PETSc, A, rng = petsc(comm), symmetric(), np.random.default_rng(comm.rank)
+    context = Failing(A, 10**9)
+    context.mult, exact = (lambda mat, x, y: (exact(mat, x, y), y.getArray().__imul__(1 + 1e-3 * rng.random()))), context.mult
+    mat = PETSc.Mat().createPython(((PETSc.DECIDE, N), (PETSc.DECIDE, N)), context, comm=comm)
+    mat.setUp()
+    with pytest.raises(InputError, match="the Mat is not deterministic"):
+        petsc_operator(mat)
