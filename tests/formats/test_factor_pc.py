@@ -8,6 +8,7 @@ from mpi4py import MPI
 
 pytest.importorskip("petsc4py")
 
+from hpcHess.curvature.regularized import Regularized
 from hpcHess.formats.compress import compress
 from hpcHess.krylov.library import option_database, petsc
 from tests.drivers.drive import on_root
@@ -133,3 +134,15 @@ def test_petsc_pc_of_any_format(more):
     np.testing.assert_allclose(x.getArray(), plain.X_local, rtol=0, atol=1e-7 * np.abs(plain.X_local).max())
     for thing in (ksp, pc, mat, b, x):
         thing.destroy()
+
+
+@pytest.mark.parametrize("more", [{}, {"format": "fmm", "budget": 0.3, "n_neighbors": 8}])
+def test_weight_decay_in_the_file_is_in_the_preconditioner(shared_tmp, more):
+    """λ apart from l2: without it the program's matrix is H + l2 I."""
+    K, l2 = exponential_kernel(N), 0.5
+    H = compress(Regularized(DenseOperator(K, COMM), l2), rtol=1e-3, leaf_size=20, distance="angle", **more)
+    H.save(shared_tmp / "F.h5", factors=H.factorize(0.0) if H.direct else None)
+    A = K + l2 * np.eye(N)
+    x, few = solved(A, [*NAMED, "-pc_hpchess_file", str(shared_tmp / "F.h5"), "-pc_hpchess_damping", "0"])
+    assert 2 * few < solved(A, ["-pc_type", "none"])[1] and (few <= 5 or not H.direct)
+    np.testing.assert_allclose(A @ x, 1, atol=1e-8)
