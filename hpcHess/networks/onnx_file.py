@@ -32,7 +32,12 @@ def read_onnx(path):
         raise InputError(f"cannot read {path}: it is no ONNX model: {error}") from None
     if not model.graph.node:
         raise InputError(f"cannot read {path}: it is no ONNX model, or one without nodes")
-    return _Graph(model, os.path.dirname(path)).layers()
+    try:
+        return _Graph(model, os.path.dirname(path)).layers()
+    except InputError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:  # attributes of other types than ONNX says
+        raise InputError(f"cannot read {path}: its graph is damaged: {type(error).__name__}: {error}") from None
 
 
 class _Graph:

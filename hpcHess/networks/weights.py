@@ -4,6 +4,7 @@ Nothing is ever unpickled.
 """
 
 import os
+import re
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from hpcHess.networks.state_dict import from_state_dict
 from hpcHess.runtime.errors import InputError
 from hpcHess.storage.archive import DAMAGED, check_archive
 from hpcHess.storage.arrays import read_arrays, read_text_attribute
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 def read_network(path, activation=None, loss="cross-entropy", output=None):
@@ -34,7 +37,8 @@ def read_network(path, activation=None, loss="cross-entropy", output=None):
     try:
         return read(path).network(activation, loss, output)
     except InputError as error:
-        raise error if path in str(error) else InputError(f"{path}: {error}") from None
+        message = _CONTROL.sub(" ", str(error))  # keys of damaged files hold anything
+        raise InputError(message if path in message else f"{path}: {message}") from None
 
 
 def _read_npz(path):

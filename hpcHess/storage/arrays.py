@@ -1,6 +1,7 @@
 """Whole arrays from an HDF5 file, read by one process."""
 
 import io
+import math
 
 import h5py
 
@@ -20,10 +21,13 @@ def read_arrays(path, what="HDF5 file", under="", content=None):
     arrays = {}
 
     def take(name, item):
+        name = name.decode(errors="replace") if isinstance(name, bytes) else name
         if isinstance(item, h5py.Dataset):
+            if item.shape is None:
+                raise ValueError(f"{name} is empty")
             if item.is_virtual or item.external:
                 raise ValueError(f"{name} lies in another file")
-            check_expansion(path, item.nbytes, item.id.get_storage_size())
+            check_expansion(path, math.prod(map(int, item.shape)) * item.dtype.itemsize, item.id.get_storage_size())
             arrays[name] = item[()]
 
     with _opened(path, what, content) as file:
@@ -32,6 +36,8 @@ def read_arrays(path, what="HDF5 file", under="", content=None):
             if not isinstance(group, h5py.Group) or group.file.filename != file.filename:
                 raise ValueError(f"{under} is no group of it")
             group.visititems(take)
+        except InputError:
+            raise
         except _DAMAGED as error:
             raise InputError(f"{what} {path} cannot be read: {' '.join(str(error).split())}") from None
     return arrays
