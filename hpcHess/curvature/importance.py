@@ -22,7 +22,7 @@ from hpcHess.curvature.quadrature import Quadrature
 from hpcHess.parallel.random import scramble
 from hpcHess.parallel.shared import HostArray
 
-_PIECE = 1 << 17  # numbers of one temporary that stays in the cache
+_PIECE = 1 << 16  # numbers of one temporary that stays in the cache
 _KERNEL = 1 << 20  # of κ at some of the drawn samples
 _ODD = np.uint64(0xD1342543DE82EF95)  # between the counters of one block's draws
 
@@ -67,9 +67,8 @@ class ImportanceSampler:
         step = max(1, _PIECE // n)
         for lo in range(0, len(keys), step):
             some = slice(lo, min(len(keys), lo + step))
-            products = np.multiply(X[q[some]], X[q2[some]], dtype=np.float64)
-            norms = np.multiply(self.norms[p[some]], self.norms[p2[some]], dtype=np.float64)
-            for at, sizes in enumerate(np.abs(products) * norms, some.start):
+            products = X[q[some]] * X[q2[some]]
+            for at, sizes in enumerate(np.abs(products) * (self.norms[p[some]] * self.norms[p2[some]]), some.start):
                 drawn, weights = self._drawn(keys[at], sizes)
                 kappa = self._kernel(p[at : at + 1], p2[at : at + 1], drawn)[0, 0]
                 result[at] = np.sum(weights * products[at - some.start, drawn] * kappa)
@@ -92,7 +91,7 @@ class ImportanceSampler:
 
     def _drawn(self, key, sizes):
         """(different samples drawn with P ∝ sizes [n], w_i = #i / (c n P_i)); none where all are 0."""
-        cumulative, counters = np.cumsum(sizes), np.arange(self.count)
+        cumulative, counters = np.cumsum(sizes, dtype=np.float64), np.arange(self.count)
         total = cumulative[-1]
         if not total > 0:
             return np.zeros(0, np.int64), np.zeros(0)
@@ -102,14 +101,15 @@ class ImportanceSampler:
         return drawn, times * (total / (self.count * len(sizes))) / sizes[drawn]
 
     def _sizes(self, side):
-        """‖G_iI‖_F of all samples, float64 [n]."""
-        n, result = self.samples.n, np.empty(self.samples.n)
-        step = max(256, _PIECE // len(side.row))
+        """‖G_iI‖_F of all samples, float64 [n]; summed in the samples' type: any P will do where the weights follow it."""
+        n, neuron, result = self.samples.n, side.neurons[side.of], np.empty(self.samples.n, self.samples.dtype)
+        step = max(256, _PIECE // len(neuron))
         for lo in range(0, n, step):
             piece = slice(lo, min(n, lo + step))
-            squares = np.add.reduceat(np.square(self.samples.X[side.row, piece], dtype=np.float64), side.starts[:-1], axis=0)
-            result[piece] = np.einsum("pn,pn->n", squares, np.square(self.norms[side.neurons, piece], dtype=np.float64))
-        return np.sqrt(result, out=result)
+            A = self.samples.X[side.row, piece]
+            A *= self.norms[neuron, piece]
+            np.einsum("jn,jn->n", A, A, out=result[piece])
+        return np.sqrt(result, dtype=np.float64)
 
     def _block(self, I, J):
         """H̃_IJ in the order of the sets' parameters, float64."""
