@@ -21,10 +21,10 @@ class DeviceArray:
         raise TypeError("implicit conversion of a device array to NumPy")
 
     def __getattr__(self, name):
-        if name.startswith("__") or name not in {"shape", "dtype", "size", "ndim", "T", "nbytes", "flags", "copy", "astype", "reshape"}:
+        if name.startswith("__") or name not in {"shape", "dtype", "size", "ndim", "T", "nbytes", "flags", "copy", "astype", "reshape", "transpose"}:
             raise AttributeError(name)
         value = getattr(self.host, name)
-        if name in {"copy", "astype", "reshape"}:
+        if name in {"copy", "astype", "reshape", "transpose"}:
             return lambda *args, **kwargs: wrap(value(*args, **kwargs))
         return wrap(value)
 

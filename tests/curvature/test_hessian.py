@@ -10,6 +10,7 @@ from hpcHess.curvature.gauss_newton import GaussNewton  # noqa: E402
 from hpcHess.curvature.hessian import Hessian  # noqa: E402
 from hpcHess.networks.network import Network  # noqa: E402
 from hpcHess.runtime.errors import InputError  # noqa: E402
+from tests.backend.device_arrays import DeviceBackend  # noqa: E402
 from tests.curvature.networks import CASES, WEIGHTS, make  # noqa: E402
 from tests.reference import autograd  # noqa: E402
 
@@ -133,6 +134,16 @@ def test_last_layer_contracted_or_not(comm, width):
     operator = Hessian(network, inputs, targets, comm=comm)
     assert comm.size > 1 or operator._products.contracted == (width == 2)
     agrees(operator, autograd.hessian(network, inputs, targets), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "binary, many outputs", "values, deep, output tanh"])
+def test_products_on_arrays_that_refuse_implicit_conversion(comm, monkeypatch, name):
+    network, inputs, targets = make(name)
+    monkeypatch.setattr(hessian_products, "_SAMPLES", 2)
+    device = Hessian(network, inputs, targets, comm=comm, backend=DeviceBackend())
+    assert device._products.X.__class__.__name__ == "DeviceArray"
+    V = np.random.default_rng(0).standard_normal((network.n_params, 3))
+    near(device.matmat(V), autograd.hessian(network, inputs, targets) @ V, 1e-12)
 
 
 def test_dead_rows_are_found(comm):
