@@ -45,8 +45,9 @@ def main(session, args):
     dtype = np.float32 if options["rtol"] >= SINGLE_PRECISION_RTOL and options["dtype"] != "float64" else np.float64
     with session.phase("matrix" if "matrix" in job.tables else "network and data"):
         operator, origin = operator_from_job(job, comm, dtype, progress=session.progress)
-    session.say(f"N = {operator.n_params} parameters ({len(operator.alive)} alive), {origin.summary}")
-    if not len(operator.alive):
+    alive = getattr(operator, "unregularized", operator).alive
+    session.say(f"N = {operator.n_params} parameters ({len(alive)} alive), {origin.summary}")
+    if not len(alive):
         reason = "the matrix is zero" if "matrix" in job.tables else "a saturated network, or inputs that are zero?"
         session.warn(f"all parameters are dead: H = 0 ({reason})")
     matrix = compress(operator, **options, memory=args.memory, backend=args.backend, progress=session.progress)

@@ -49,12 +49,12 @@ class Regularized:
     @property
     def quadrature(self):
         """How the samples of H were chosen; its error is relative to ‖H‖_F without the term."""
-        return self.unregularized.quadrature
+        return getattr(self.unregularized, "quadrature", None)
 
     @property
     def full(self):
         """With the operator on all samples."""
-        return self if self.unregularized.full is self.unregularized else Regularized(self.unregularized.full, self.l2)
+        return self if self.quadrature is None else Regularized(self.unregularized.full, self.l2)
 
     @property
     def shape(self):

@@ -30,7 +30,7 @@ class PrincipalSubmatrix:
         self.comm, self.operator, self.dtype = operator.comm, operator, operator.dtype
         with together(self.comm):
             self.indices = checked_indices(indices, operator.shape[0])
-            if operator.quadrature is not None:
+            if getattr(operator, "quadrature", None) is not None:
                 raise InputError(
                     "the error of fewer samples is known of the whole matrix, not of some parameters' block: leave out the quadrature, "
                     "or choose layers (curvature.layers) in place of parameters"

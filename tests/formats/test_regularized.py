@@ -18,6 +18,7 @@ from hpcHess.curvature.quadrature import quadrature
 from hpcHess.curvature.regularized import Regularized
 from hpcHess.formats.compress import compress
 from hpcHess.formats.registry import FORMATS
+from hpcHess.networks.network import Network
 from hpcHess.runtime.errors import HpcHessWarning, InputError
 from tests.curvature.networks import classifier
 from tests.reference.gauss_newton import gauss_newton
@@ -151,6 +152,15 @@ def test_an_operator_without_entries():
     H = problem()[1]
     found = compress(Regularized(BlackBox(lambda V: H @ V, len(H), comm=COMM), L2), 1e-6, "hss", sampling="products", leaf_size=16)
     assert np.linalg.norm(found @ np.eye(len(H)) - H - L2 * np.eye(len(H))) <= 1e-6 * np.linalg.norm(H)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_matrix_that_is_zero_but_for_the_term(name):
+    network = Network([np.ones((4, 3)), np.ones((2, 4))], None, "relu", "cross-entropy")
+    H = compress(Regularized(GaussNewton(network, np.zeros((5, 3)), comm=COMM), 2.0), 1e-3, name)
+    np.testing.assert_allclose(H @ np.eye(20), 2 * np.eye(20))
+    np.testing.assert_allclose(H.solve(np.ones(20), 0.0), 0.5)
+    assert H.logdet(0.0)[1] == pytest.approx(20 * np.log(2)) and H.report["lambda_max"] == pytest.approx(2)
 
 
 def test_no_term_is_no_other_matrix():
