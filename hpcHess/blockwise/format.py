@@ -12,6 +12,7 @@ from hpcHess.compressed.certificate import certify, exact_error, reported
 from hpcHess.compressed.format import Format
 from hpcHess.compressed.options import stored_dtype
 from hpcHess.curvature.sample_gram import hessian_norm
+from hpcHess.curvature.sampled import noise_of
 from hpcHess.parallel.agree import agree, tell, together
 from hpcHess.parallel.exchange import RowPermutation
 from hpcHess.parallel.memory import check_room
@@ -50,20 +51,23 @@ def compress(operator, rtol, format, seed=0, dtype="auto", probes=32, backend="a
         matrix = BlockMatrix(comm, kernels, format, n, permutation, made.finish())
     matrix.operator, norm = operator, matrix.norm_frobenius()
     with progress.phase("certificate"):
-        if format == "dense":
+        if format == "dense" and not getattr(operator, "entry_draws", 0):
             error, spectral = exact_error(np.sqrt(lost) / norm if norm else 0.0), float(np.sqrt(lost))
         else:
             error, norm, spectral = *_error(matrix, operator, norm, probes, seed), None
         matrix.report = reported(matrix, error, rtol, norm, operator, seed, spectral)
     matrix.report |= {"backend": kernels.name, "timings": progress.timings.as_dict()} | ({} if blocks is None else {"blocks": blocks})
-    matrix.report["warnings"] = _warnings(matrix.report, rtol, format)
+    if getattr(operator, "entry_draws", 0):
+        matrix.report["entry_draws"] = operator.entry_draws
+    matrix.report["warnings"] = _warnings(matrix.report, rtol, format, noise_of(operator, norm, rtol))
     tell(comm, matrix.report["warnings"])
     return matrix
 
 
 def _error(matrix, operator, norm, probes, seed):
-    """(error, ‖H‖_F): H̃ has some of H's entries, so ‖H̃ − H‖² = ‖H‖² − ‖H̃‖², where ‖H‖_F is affordable; else certified by probes. Collective."""
-    if operator.samples.n <= _EXACT_SAMPLES:
+    """(error, ‖H‖_F): H̃ has some of H's entries, so ‖H̃ − H‖² = ‖H‖² − ‖H̃‖², where ‖H‖_F is affordable; else (no Gram
+    matrix, entries that are sampled) certified by probes. Collective."""
+    if not getattr(operator, "entry_draws", 0) and hasattr(operator, "samples") and operator.samples.n <= _EXACT_SAMPLES:
         whole = hessian_norm(operator.samples, operator.comm)
         left = 1 - (norm / whole) ** 2 if whole else 0.0
         if left > _CANCELLED or not whole:
@@ -72,13 +76,16 @@ def _error(matrix, operator, norm, probes, seed):
     return error, found.value
 
 
-def _warnings(report, rtol, format):
+def _warnings(report, rtol, format, noise):
     if report["rtol_met"]:
         return []
     reached = report["error_estimate"]["high"]
+    if format == "dense" and noise:
+        return [f"rtol {rtol:g} not met: error up to {reached:.3g}; {noise}"]
     if format == "dense":
         return [f"rtol {rtol:g} not met: entries rounded to single precision have an error of {reached:.3g}; use float64"]
-    return [f"rtol {rtol:g} not met: error up to {reached:.3g}; block-diagonal matrices leave out what is between blocks and have no tolerance to meet"]
+    line = f"rtol {rtol:g} not met: error up to {reached:.3g}; block-diagonal matrices leave out what is between blocks and have no tolerance to meet"
+    return [f"{line}; {noise}" if noise else line]
 
 
 def _groups(operator, blocks):
@@ -89,11 +96,11 @@ def _groups(operator, blocks):
     if network is None:
         raise InputError('format = "block-diagonal" needs a network with layers; this operator has none: use format = "dense", "hss" or "low-rank"')
     labels, at = np.empty(network.n_params, np.int64), 0
-    for (weight, bias), W in zip(network.layer_offsets, network.weights, strict=True):
-        neurons = np.arange(len(W)) if blocks == "neuron" else np.zeros(len(W), np.int64)
-        labels[weight : weight + W.size] = at + np.repeat(neurons, W.shape[1])
+    for (weight, bias), out, inner in zip(network.layer_offsets, network.widths[1:], network.inner, strict=True):
+        neurons = np.arange(out) if blocks == "neuron" else np.zeros(out, np.int64)
+        labels[weight : weight + out * inner] = at + np.repeat(neurons, inner)
         if bias is not None:
-            labels[bias : bias + len(W)] = at + neurons
+            labels[bias : bias + out] = at + neurons
         at += int(neurons[-1]) + 1
     alive = operator.alive
     permutation = alive[np.argsort(labels[alive], kind="stable")]
@@ -171,8 +178,9 @@ def read(file, backend, format):
 
 def describe(summary):
     """What the blocks are."""
-    of = f" of one {summary['blocks']} each" if "blocks" in summary else ""
-    yield f"blocks      {summary['n_blocks']:,}{of}, up to {summary['largest_block']:,} rows, their entries exact"
+    of, draws = f" of one {summary['blocks']} each" if "blocks" in summary else "", summary.get("entry_draws")
+    entries = f"sampled ({draws} draws a tile)" if draws else "exact"
+    yield f"blocks      {summary['n_blocks']:,}{of}, up to {summary['largest_block']:,} rows, their entries {entries}"
 
 
 DENSE = Format(
