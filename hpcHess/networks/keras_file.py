@@ -65,7 +65,8 @@ def _layers(path, model, weights):
             raise InputError(f"unsupported model {kind} {config.get('name')!r}: Sequential ones and functional chains are read")
         layers = config["layers"] if isinstance(config, dict) else config  # a list before Keras 2.2.3
         places = _places(layers)
-        chain = _Chain(weights, places)
+        built = config.get("build_input_shape") if isinstance(config, dict) else None
+        chain = _Chain(weights, places, len(built) if built else None)
         for layer in layers if kind == "Sequential" else _functional(config):
             chain.take(layer["class_name"], layer["config"])
         return chain.layers()
@@ -123,9 +124,9 @@ def _tensors(node):
 class _Chain(Chain):
     """Takes Keras' layers."""
 
-    def __init__(self, weights, places):
+    def __init__(self, weights, places, rank):
         super().__init__()
-        self._weights, self._places, self._rank = weights, places, None
+        self._weights, self._places, self._rank = weights, places, rank
 
     def take(self, kind, config):
         """One layer by its class and config."""

@@ -156,7 +156,9 @@ class _Graph:
             fits = len(parts) == 2 and self._counts_samples(parts[0][0]) and parts[1][1] is not None and parts[1][1].size == 1
             shape = [0, parts[1][1].item()] if fits else []
         shape = [int(each) for each in np.ravel(shape)]
-        keeps = len(shape) == 2 and (shape[1] > 0 or shape[1] == -1 and (shape[0] == 0 and not attributes.get("allowzero") or shape[0] == self._sizes[0]))
+        keeps = len(shape) == 2 and (
+            shape[1] > 0 or shape[1] == -1 and (shape[0] == 0 and not attributes.get("allowzero") or shape[0] == self._sizes[0])
+        )
         if not keeps:
             raise InputError(f"unsupported {_what(node)}: it does not flatten samples to rows")
         return shape[1] if shape[1] > 0 else None
@@ -233,7 +235,9 @@ class _Graph:
             if kind == "dense":
                 left, weight, name, bias, bias_name = given
                 if columns not in (None, left):
-                    raise InputError(f"unsupported {_what(node)}: its samples are {'columns' if left else 'rows'}, those of the layers before are not")
+                    raise InputError(
+                        f"unsupported {_what(node)}: its samples are {'columns' if left else 'rows'}, those of the layers before are not"
+                    )
                 columns = left
                 if width not in (None, weight.shape[1]) and (chain.dense or not left):  # columns: the first width is the other size
                     raise InputError(f"shapes do not chain: {name} of {_what(node)} takes {weight.shape[1]} numbers, not {width}")

@@ -86,7 +86,7 @@ def _read_hdf5(path):
         return read_keras_hdf5(path, model)
     arrays = read_arrays(path, "weights")
     if any("/vars/" in name or name.endswith(("kernel:0", "/kernel")) for name in arrays):
-        raise InputError(f"{path} holds Keras weights without the model: save the whole model, model.save(\"….keras\")")
+        raise InputError(f'{path} holds Keras weights without the model: save the whole model, model.save("….keras")')
     return from_state_dict(arrays, ordered=False)
 
 

@@ -176,7 +176,11 @@ def test_logits(tmp_path, write, end):
     [
         ("softmax", "squared-error", "ends with softmax, which does not fit the loss squared-error: its loss is cross-entropy"),
         ("softmax", "binary-cross-entropy", "ends with softmax, which does not fit the loss binary-cross-entropy"),
-        ("sigmoid", "cross-entropy", "ends with sigmoid, which does not fit the loss cross-entropy: its loss is binary-cross-entropy or squared-error"),
+        (
+            "sigmoid",
+            "cross-entropy",
+            "ends with sigmoid, which does not fit the loss cross-entropy: its loss is binary-cross-entropy or squared-error",
+        ),
         ("relu", "cross-entropy", "ends with relu, which does not fit the loss cross-entropy, of logits"),
     ],
 )
@@ -211,8 +215,14 @@ BAD = {
     "twice": ([dense("d", 2, "tanh"), layer("ReLU", "r"), dense("e", 2)], "two activations without weights"),
     "early": ([layer("ReLU", "r"), dense("d", 2)], "ReLU 'r' stands before the first layer of weights"),
     "inside": ([dense("d", 2, "softmax"), dense("e", 2)], "the activation of Dense 'd' before the last layer"),
-    "no Flatten": ([layer("InputLayer", "i", batch_shape=[None, 4, 3]), dense("d", 2)], "unsupported layer Dense 'd' on inputs of 3 dimensions.*Flatten"),
-    "channels": ([layer("InputLayer", "i", batch_shape=[None, 4, 3, 1]), layer("Flatten", "f", data_format="channels_first"), dense("d", 2)], "channels_first"),
+    "no Flatten": (
+        [layer("InputLayer", "i", batch_shape=[None, 4, 3]), dense("d", 2)],
+        "unsupported layer Dense 'd' on inputs of 3 dimensions.*Flatten",
+    ),
+    "channels": (
+        [layer("InputLayer", "i", batch_shape=[None, 4, 3, 1]), layer("Flatten", "f", data_format="channels_first"), dense("d", 2)],
+        "channels_first",
+    ),
     "nothing": ([layer("InputLayer", "i", batch_shape=[None, 4])], "it holds no layer of weights"),
 }
 
@@ -222,6 +232,18 @@ BAD = {
 def test_unsupported_layers_are_named(tmp_path, write, layers, message):
     with pytest.raises(InputError, match=rf"net.*: .*{message}"):
         read_network(write(tmp_path, sequential(layers), weights(layers)))
+
+
+@pytest.mark.parametrize("write", [WRITERS["h5"], WRITERS["keras"]], ids=["h5", "keras"])
+def test_inputs_that_were_not_declared(tmp_path, write):
+    """Sequential models built by their first samples."""
+    layers = [dense("d", 2)]
+    model = sequential(layers)
+    model["config"]["build_input_shape"] = [None, 12]
+    assert read_network(write(tmp_path, model, weights(layers))).widths == [12, 2]
+    model["config"]["build_input_shape"] = [None, 4, 12]
+    with pytest.raises(InputError, match="unsupported layer Dense 'd' on inputs of 3 dimensions"):
+        read_network(write(tmp_path, model, weights(layers)))
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -247,15 +269,24 @@ def test_weights_that_do_not_fit(tmp_path, write):
     for wrong, message in (
         ({"first": right["first"][:1], "second": right["second"]}, "weights of layer Dense 'first' are missing"),
         ({"first": right["first"]}, "weights of layer Dense 'second' are missing"),
-        ({"first": [right["first"][0][:, :2], *right["first"][1:]], "second": right["second"]}, r"kernel of layer Dense 'first' is \[4, 2\], its units are 3"),
-        ({"first": right["first"], "second": [right["second"][0][:2], right["second"][1]]}, r"do not chain: second/kernel \(transposed\) is \[2, 2\]"),
+        (
+            {"first": [right["first"][0][:, :2], *right["first"][1:]], "second": right["second"]},
+            r"kernel of layer Dense 'first' is \[4, 2\], its units are 3",
+        ),
+        (
+            {"first": right["first"], "second": [right["second"][0][:2], right["second"][1]]},
+            r"do not chain: second/kernel \(transposed\) is \[2, 2\]",
+        ),
         ({"first": right["first"], "second": [right["second"][0] * np.nan, right["second"][1]]}, "second/kernel .transposed. is not finite"),
     ):
         with pytest.raises(InputError, match=message):
             read_network(write(tmp_path, sequential(layers), wrong))
 
 
-@pytest.mark.parametrize("config", ["", "{", "3", "[]", "{}", '{"class_name": "Sequential", "config": {"layers": [3]}}', "[" * 100_000, '{"class_name": "Mine", "config": {}}'])
+@pytest.mark.parametrize(
+    "config",
+    ["", "{", "3", "[]", "{}", '{"class_name": "Sequential", "config": {"layers": [3]}}', "[" * 100_000, '{"class_name": "Mine", "config": {}}'],
+)
 def test_other_descriptions(tmp_path, config):
     layers = [dense("d", 2)]
     for path in (
@@ -269,7 +300,10 @@ def test_other_descriptions(tmp_path, config):
 
 def test_damaged_files(tmp_path):
     layers = [dense("d", 2)]
-    for path in (write_keras(tmp_path / "net.keras", sequential(layers), weights(layers)), write_h5(tmp_path / "net.h5", sequential(layers), weights(layers))):
+    for path in (
+        write_keras(tmp_path / "net.keras", sequential(layers), weights(layers)),
+        write_h5(tmp_path / "net.h5", sequential(layers), weights(layers)),
+    ):
         whole = path.read_bytes()
         for content in (b"", b"rubbish" * 100, whole[: len(whole) // 2], whole[:-50]):
             path.write_bytes(content)

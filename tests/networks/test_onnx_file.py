@@ -136,7 +136,13 @@ def test_linear_layers(tmp_path, name):
 
 def test_samples_in_columns(tmp_path):
     """W x + b with b [out, 1], by Gemm and by MatMul; the softmax over the rows."""
-    nodes = [node("MatMul", "W1 x", "m"), node("Add", "c1 m", "a"), node("Tanh", "a", "h"), node("Gemm", "W2 h c2", "z"), node("Softmax", "z", "y", axis=0)]
+    nodes = [
+        node("MatMul", "W1 x", "m"),
+        node("Add", "c1 m", "a"),
+        node("Tanh", "a", "h"),
+        node("Gemm", "W2 h c2", "z"),
+        node("Softmax", "z", "y", axis=0),
+    ]
     path = save(tmp_path / "net.onnx", nodes, {"W1": W1, "c1": b1[:, None], "W2": W2, "c2": b2[:, None]}, (6, None))
     np.testing.assert_allclose(forward(read_network(path), X), np.tanh(X @ W1.T + b1) @ W2.T + b2, rtol=1e-13)
     nodes[3] = node("Gemm", "h W2 b2", "z", **GEMM)
@@ -144,7 +150,12 @@ def test_samples_in_columns(tmp_path):
         read_network(save(tmp_path / "mixed.onnx", nodes, {"W1": W1, "c1": b1[:, None], "W2": W2, "b2": b2}, (6, None)))
 
 
-ENDS = [("Softmax", "cross-entropy", {"axis": 1}), ("Softmax", "cross-entropy", {}), ("LogSoftmax", "cross-entropy", {"axis": -1}), ("Sigmoid", "binary-cross-entropy", {})]
+ENDS = [
+    ("Softmax", "cross-entropy", {"axis": 1}),
+    ("Softmax", "cross-entropy", {}),
+    ("LogSoftmax", "cross-entropy", {"axis": -1}),
+    ("Sigmoid", "binary-cross-entropy", {}),
+]
 
 
 @pytest.mark.parametrize("kind, loss, attributes", ENDS)
@@ -226,18 +237,53 @@ def bad():
         "gated": (between(node("Tanh", "a", "t"), node("Mul", "a t", "h")), SHAPES, {}, "unsupported node Mul '/h'"),
         "gate of another": (between(node("Sigmoid", "x", "t"), node("Mul", "a t", "h")), square, {}, "unsupported node Mul '/h'"),
         "scaled": (between(node("Mul", "a b1", "h")), SHAPES, {}, "unsupported node Mul '/h'"),
-        "centred": ([node("Add", "x m", "c"), node("Gemm", "c W1 b1", "y", **GEMM)], {**SHAPES, "m": np.ones(6)}, {}, "node Add '/c': a bias stands directly after"),
+        "centred": (
+            [node("Add", "x m", "c"), node("Gemm", "c W1 b1", "y", **GEMM)],
+            {**SHAPES, "m": np.ones(6)},
+            {},
+            "node Add '/c': a bias stands directly after",
+        ),
         "two biases": (between(node("Add", "a b1", "h")), SHAPES, {}, "node Add '/h': a bias stands directly after its weights, once"),
-        "bias of samples": (between(node("Relu", "a", "h"))[:-1] + [node("Gemm", "h W2 c", "y", **GEMM)], {**SHAPES, "c": np.ones((7, 4))}, {}, r"the bias \[7, 4\] of 4"),
+        "bias of samples": (
+            between(node("Relu", "a", "h"))[:-1] + [node("Gemm", "h W2 c", "y", **GEMM)],
+            {**SHAPES, "c": np.ones((7, 4))},
+            {},
+            r"the bias \[7, 4\] of 4",
+        ),
         "transposed data": ([node("Gemm", "x W1 b1", "y", transA=1, transB=1)], SHAPES, {}, "it transposes the data"),
         "computed weight": ([node("MatMul", "x w", "y")], {}, {"more_inputs": ["w"]}, "a graph of 2 inputs"),
         "data and data": ([node("MatMul", "x x", "y")], {}, {}, "node MatMul '/y' of two computed values"),
-        "three dimensions": ([node("MatMul", "x W1", "y")], {"W1": np.ones((6, 2))}, {"inputs": (None, 5, 6)}, "node MatMul '/y' on inputs of 3 dimensions"),
+        "three dimensions": (
+            [node("MatMul", "x W1", "y")],
+            {"W1": np.ones((6, 2))},
+            {"inputs": (None, 5, 6)},
+            "node MatMul '/y' on inputs of 3 dimensions",
+        ),
         "batched weight": ([node("MatMul", "x W1", "y")], {"W1": np.ones((2, 6, 2))}, {}, r"its weight W1 is \[2, 6, 2\]"),
-        "wrong reshape": ([node("Reshape", "x s", "f"), node("Gemm", "f V", "y")], {"s": np.array([-1, 3]), "V": np.ones((3, 2))}, {}, "does not flatten samples"),
-        "reshape to one": ([node("Reshape", "x s", "f"), node("Gemm", "f W1", "y", transB=1)], {"s": np.array([1, -1]), "W1": W1}, {}, "does not flatten samples"),
-        "reshape to 3": ([node("Reshape", "x s", "f"), node("Gemm", "f W1", "y", transB=1)], {"s": np.array([-1, 2, 3]), "W1": W1}, {}, "does not flatten"),
-        "chain": (between(node("Relu", "a", "h")), {**SHAPES, "W2": np.ones((4, 3))}, {}, "do not chain: W2 of node Gemm '/y' takes 3 numbers, not 5"),
+        "wrong reshape": (
+            [node("Reshape", "x s", "f"), node("Gemm", "f V", "y")],
+            {"s": np.array([-1, 3]), "V": np.ones((3, 2))},
+            {},
+            "does not flatten samples",
+        ),
+        "reshape to one": (
+            [node("Reshape", "x s", "f"), node("Gemm", "f W1", "y", transB=1)],
+            {"s": np.array([1, -1]), "W1": W1},
+            {},
+            "does not flatten samples",
+        ),
+        "reshape to 3": (
+            [node("Reshape", "x s", "f"), node("Gemm", "f W1", "y", transB=1)],
+            {"s": np.array([-1, 2, 3]), "W1": W1},
+            {},
+            "does not flatten",
+        ),
+        "chain": (
+            between(node("Relu", "a", "h")),
+            {**SHAPES, "W2": np.ones((4, 3))},
+            {},
+            "do not chain: W2 of node Gemm '/y' takes 3 numbers, not 5",
+        ),
         "width": ([gemm], SHAPES, {"inputs": (None, 9), "output": "a"}, "do not chain: W1 of node Gemm '/a' takes 6 numbers, not 9"),
         "axis": ([gemm, node("Softmax", "a", "y", axis=0)], SHAPES, {}, "node Softmax '/y': its axis is 0"),
         "two activations": (between(node("Relu", "a", "r"), node("Tanh", "r", "h")), SHAPES, {}, "node Tanh '/h' directly after node Relu '/r'"),
@@ -248,7 +294,12 @@ def bad():
         "loop": ([node("Relu", "h", "r"), node("Relu", "r", "h"), last], SHAPES, {}, "is in a loop"),
         "no weights": ([node("Relu", "x", "y")], {}, {}, "stands before the first layer|no layer of weights"),
         "NaN": (between(node("Relu", "a", "h")), {**SHAPES, "W2": W2 * np.nan}, {}, r"W2 is not finite: nan at \[0, 0\]"),
-        "too short": (between(node("Relu", "a", "h")), {**SHAPES, "W2": TensorProto(name="W2", dims=[1 << 30, 1 << 30], data_type=11, raw_data=b"12345678")}, {}, "'W2' is damaged"),
+        "too short": (
+            between(node("Relu", "a", "h")),
+            {**SHAPES, "W2": TensorProto(name="W2", dims=[1 << 30, 1 << 30], data_type=11, raw_data=b"12345678")},
+            {},
+            "'W2' is damaged",
+        ),
         "no type": (between(node("Relu", "a", "h")), {**SHAPES, "W2": TensorProto(name="W2", dims=[4, 5], data_type=99)}, {}, "'W2' is damaged"),
     }
 

@@ -106,7 +106,10 @@ def test_activation_where_names_leave_no_place():
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"conv1.weight": np.ones((8, 1, 3, 3)), "conv1.bias": np.ones(8)}, r"unsupported layer conv1 \(a convolution, weight \[8, 1, 3, 3\]\): .* network.torch"),
+        (
+            {"conv1.weight": np.ones((8, 1, 3, 3)), "conv1.bias": np.ones(8)},
+            r"unsupported layer conv1 \(a convolution, weight \[8, 1, 3, 3\]\): .* network.torch",
+        ),
         ({"bn.weight": np.ones(4), "bn.bias": np.ones(4), "bn.running_mean": np.ones(4)}, r"unsupported layer bn \(batch normalization\)"),
         ({"bn.num_batches_tracked": np.array(3)}, r"unsupported layer bn \(batch normalization\)"),
         ({"norm.weight": np.ones(4), "norm.bias": np.ones(4)}, r"unsupported layer norm \(a normalization or a slope, weight \[4\]\)"),

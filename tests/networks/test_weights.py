@@ -1,4 +1,4 @@
-"""Weights from .npz, .safetensors and .h5, and what is wrong with files. Other names: test_state_dict.py; models: test_keras_file.py, test_onnx_file.py."""
+"""Weights from .npz, .safetensors and .h5, and what is wrong with files."""
 
 import numpy as np
 import pytest

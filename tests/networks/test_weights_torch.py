@@ -97,7 +97,9 @@ class Model(torch.nn.Module):
 @pytest.mark.parametrize("content, found", [(Trap(), "Fail"), ({"0.weight": Trap()}, "Fail"), (Model(), "Model"), (torch.nn.Linear(2, 2), "Linear")])
 def test_objects_are_never_unpickled(tmp_path, content, found):
     torch.save(content, tmp_path / "net.pt")
-    with pytest.raises(InputError, match=rf"net.pt: it holds Python objects \(.*{found}\), which are never unpickled: save model.state_dict") as caught:
+    with pytest.raises(
+        InputError, match=rf"net.pt: it holds Python objects \(.*{found}\), which are never unpickled: save model.state_dict"
+    ) as caught:
         read_network(tmp_path / "net.pt")
     assert "\n" not in str(caught.value)
     (tmp_path / "net.pt").write_bytes(pickle.dumps(content))
