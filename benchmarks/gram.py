@@ -24,13 +24,33 @@ def gram_blocks(operator, index_sets):
         C, x = _factors(network, samples, piece), [samples.inputs(layer)[:, piece].T for layer in range(samples.n_layers)]
         start = time.perf_counter()
         for H, (order, groups) in zip(result, placed, strict=True):
-            columns = [x[layer][:, None, q] * C[layer][:, :, p] for layer, p, q in groups]
-            G = np.concatenate(columns, axis=2).reshape(-1, len(order))
+            G = np.concatenate([_columns(C, x, group) for group in groups], axis=2).reshape(-1, len(order))
             H += (G.T @ G)[np.ix_(order, order)]
         seconds += time.perf_counter() - start
     for H in result:
         H /= samples.n
     return result, seconds
+
+
+def gram_block(operator, I, J, most):
+    """(H_IJ of the first `most` samples, processor seconds); both sides' columns are formed, C is not timed. Not collective."""
+    network, samples = operator.network, operator.samples
+    (place_I, groups_I), (place_J, groups_J) = _place(network, I), _place(network, J)
+    H, seconds, step = np.zeros((len(I), len(J)), operator.dtype), 0.0, max(1, PIECE // (samples.widths[-1] * max(samples.widths[1:])))
+    for lo in range(0, most, step):
+        piece = slice(lo, min(most, lo + step))
+        C, x = _factors(network, samples, piece), [samples.inputs(layer)[:, piece].T for layer in range(samples.n_layers)]
+        start = time.process_time()
+        G_I, G_J = (np.concatenate([_columns(C, x, group) for group in groups], axis=2) for groups in (groups_I, groups_J))
+        H += G_I.reshape(-1, len(I)).T @ G_J.reshape(-1, len(J))
+        seconds += time.process_time() - start
+    return H[np.ix_(place_I, place_J)] / most, seconds
+
+
+def _columns(C, x, group):
+    """G_ij [samples, d, #] of the parameters of a layer."""
+    layer, p, q = group
+    return x[layer][:, None, q] * C[layer][:, :, p]
 
 
 def _place(network, I):

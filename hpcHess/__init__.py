@@ -26,6 +26,7 @@ _HOMES = {
     "Network": "hpcHess.networks.network",
     "PrincipalSubmatrix": "hpcHess.curvature.submatrix",
     "Regularized": "hpcHess.curvature.regularized",
+    "SampledEntries": "hpcHess.curvature.sampled",
     "TorchCurvature": "hpcHess.pytorch.curvature",
     "compress": "hpcHess.formats.compress",
     "gallery": "hpcHess.gallery",
