@@ -156,6 +156,19 @@ def test_archives_and_datasets_that_unpack_without_end(tmp_path, monkeypatch):
         read_network(tmp_path / "bomb.h5")
 
 
+@pytest.mark.parametrize("shape", [(10**9, 10**9), (10**30, 1), (4, 4), (-1, 2)])
+def test_headers_that_promise_more_than_there_is(tmp_path, shape):
+    import io
+    import zipfile
+
+    member = io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "net.npz", "w") as archive:
+        archive.writestr("0.weight.npy", member.getvalue() + b"1234")
+    with pytest.raises(InputError, match="cannot read .*net.npz: "):
+        read_network(tmp_path / "net.npz")
+
+
 def test_values_in_other_files_are_refused(tmp_path):
     import h5py
 
