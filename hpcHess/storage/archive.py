@@ -5,7 +5,8 @@ import zlib
 
 from hpcHess.runtime.errors import InputError
 
-DAMAGED = (OSError, ValueError, TypeError, OverflowError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (OSError, ValueError, TypeError, OverflowError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError)
+DAMAGED += (zipfile.BadZipFile, zlib.error)
 SMALL, RATIO = 1 << 28, 200  # bytes that are read whatever they are packed in; else how many times the file's size
 
 
