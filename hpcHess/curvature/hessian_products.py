@@ -55,15 +55,18 @@ class HessianProducts:
         width, n_blocks = self._blocking(k)
         starts = row_starts(self.n_mine, n_blocks)
         sweep, result = _Sweep(self, width, int(starts[1]), n_blocks > 1), self.xp.empty((self.n_params, k), self.dtype)
+        given, part = (None, None) if width >= k else (self.xp.empty(self.n_params * width, self.dtype) for _ in range(2))
         for a in range(0, k, width):
-            columns = slice(a, min(k, a + width))
-            part = result if width >= k else self.xp.empty((self.n_params, columns.stop - a), self.dtype)
-            sweep.load(self.xp.ascontiguousarray(V[:, columns], self.dtype), part)
+            columns, shape = slice(a, min(k, a + width)), (self.n_params, min(width, k - a))
+            source, target = (self.xp.ascontiguousarray(V, self.dtype), result) if part is None else (sweep.of(each, *shape) for each in (given, part))
+            if part is not None:
+                source[...] = V[:, columns]
+            sweep.load(source, target)
             for lo, hi in zip(starts[:-1], starts[1:], strict=True):
                 sweep.add(slice(int(lo), int(hi)))
             sweep.store(self.dtype.type(1 / self.n))
-            if part is not result:
-                result[:, columns] = part
+            if part is not None:
+                result[:, columns] = target
         return self.backend.to_host(result)
 
     def _blocking(self, k):

@@ -160,6 +160,16 @@ def test_dead_rows_are_found(comm):
     assert operator.alive.tolist() == np.flatnonzero(H.any(axis=1)).tolist() and np.isin(np.arange(6, 10), operator.alive).all()
 
 
+@pytest.mark.parametrize("activation, layers", [("tanh", [0]), ("tanh", [0, 1]), ("relu", [0, 1])])
+def test_rows_that_the_gauss_newton_matrix_has_dead(comm, activation, layers):
+    """A sample that is surely of the wrong class: Q is zero, what is left is s'' (the first layer alone) and δ (both layers, no s'')."""
+    network = Network([np.array([[1.0, 0.5]]), np.array([[2000.0], [-2000.0]])], None, activation, "cross-entropy").restricted(layers)
+    inputs, y = np.array([[1.0, 0.5]]), np.array([1])
+    operator, H = Hessian(network, inputs, y, comm=comm), autograd.hessian(network, inputs, y)
+    assert H.any(axis=1).all() and not GaussNewton(network, inputs, y, comm=comm).diagonal().any()
+    agrees(operator, H, 1e-12)
+
+
 def test_gauss_newton_part_embeds(comm):
     """The probe and the groups of inputs and neurons are the Gauss–Newton matrix's; there are no samples to take for those of a Gram matrix."""
     network, inputs, targets = make("classes, mixed")
