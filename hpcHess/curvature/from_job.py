@@ -13,6 +13,7 @@ from hpcHess.curvature.quadrature import quadrature
 from hpcHess.curvature.regularized import Regularized
 from hpcHess.curvature.sampled import SampledEntries
 from hpcHess.curvature.submatrix import PrincipalSubmatrix, checked_indices
+from hpcHess.curvature.torch_job import torch_operator
 from hpcHess.networks.network import Network
 from hpcHess.networks.problem import load_problem, read_npy
 from hpcHess.parallel.agree import on_root, together
@@ -48,8 +49,6 @@ def operator_from_job(job, comm, dtype=np.float64, network=None, progress=None):
         return operator, origin
     asked = job["data"].get("quadrature")
     if asked is not None:
-        if not hasattr(operator, "samples"):
-            raise InputError(f"data.quadrature is for matrices of Gram type, a sum over the samples: {_named(job)} is none, leave it out")
         chosen = quadrature(operator, **{"count" if isinstance(asked, int) else "rtol": asked}, progress=progress)
         operator = operator.reduced(chosen)
         origin = replace(origin, summary=f"{origin.summary}; {len(chosen.samples)} chosen and weighted, error {chosen.error:.2e}")
@@ -61,6 +60,9 @@ def _whole_operator(job, comm, dtype, network):
     if "matrix" in job.tables:
         operator = DenseMatrix(job.path("matrix", "file"), job["matrix"].get("n"), comm, dtype)
         return operator, Origin({"matrix_hash": operator.digest}, f"dense matrix {job['matrix']['file']}")
+    if "torch" in job["network"]:
+        operator, digests, summary = torch_operator(job, comm, dtype)
+        return operator, Origin(digests, summary)
     problem, curvature = load_problem(job, comm, network), job["curvature"]
     options = {key: curvature[key] for key in ("draws", "seed")} if curvature["kind"] == "mc-fisher" else {}
     with together(comm):
@@ -85,11 +87,6 @@ def _with_parts(operator, origin, job):
     if curvature["l2"]:
         operator, origin = Regularized(operator, curvature["l2"]), replace(origin, summary=f"{origin.summary}, l2 = {curvature['l2']:g}")
     return operator, origin
-
-
-def _named(job):
-    """What a job's matrix is, for an error."""
-    return "a PyTorch module's" if "torch" in job["network"] else f'kind = "{job["curvature"]["kind"]}"'
 
 
 def files_of_matrix(matrix):

@@ -25,6 +25,8 @@ class Regularized:
     not collective but for the error: InputError where l2 is no finite number ≥ 0.
     """
 
+    without_samples = "l2·I is no sum over samples; do it with the operator before it is regularized"
+
     def __init__(self, operator, l2):
         with together(operator.comm):
             if not isinstance(l2, Real) or not 0 <= l2 < np.inf:

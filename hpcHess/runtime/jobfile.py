@@ -249,8 +249,17 @@ def _check_compress(compress):
 
 
 def _check_quadrature(tables):
-    """An error of the samples that leaves nothing of the tolerance, before anything is computed."""
+    """Fewer samples of what is no sum over samples of Gram type, or with an error that leaves nothing of the tolerance, before anything is computed."""
     asked, rtol = tables.get("data", {}).get("quadrature", 0), tables["compress"]["rtol"]
+    if asked:
+        why = {
+            "a PyTorch module is known by products alone": "torch" in tables["network"],
+            'kind = "hessian" is not definite, no sum of Gram matrices over the samples': tables["curvature"]["kind"] == "hessian",
+            "its error is known of the whole matrix, not of some parameters' block (of layers it is: curvature.layers)": "parameters" in tables["curvature"],
+        }
+        reason = next((text for text, holds in why.items() if holds), None)
+        if reason:
+            raise InputError(f"data.quadrature is not for this job, {reason}: leave it out")
     if isinstance(asked, float) and asked >= rtol:
         raise InputError(f"data.quadrature = {asked:g} leaves nothing of compress.rtol = {rtol:g}: ask for a smaller error of the samples, or raise rtol")
 

@@ -85,6 +85,8 @@ def test_fewer_samples(comm, problem):
     base = GaussNewton(*problem[:2], comm=comm)
     reduced = base.reduced(quadrature(base, count=4))
     R = Regularized(reduced, L2)
+    with pytest.raises(InputError, match="before it is regularized"):
+        quadrature(R, count=4)
     assert R.quadrature is reduced.quadrature and R.full.unregularized is base and R.full.l2 == L2
 
 
