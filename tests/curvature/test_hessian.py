@@ -1,7 +1,10 @@
 """The exact Hessian against dense ones by automatic differentiation, and larger pieces against Hessian-vector products of it."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch's automatic differentiation")
 
@@ -144,6 +147,21 @@ def test_products_on_arrays_that_refuse_implicit_conversion(comm, monkeypatch, n
     assert device._products.X.__class__.__name__ == "DeviceArray"
     V = np.random.default_rng(0).standard_normal((network.n_params, 3))
     near(device.matmat(V), autograd.hessian(network, inputs, targets) @ V, 1e-12)
+
+
+@pytest.mark.parametrize("widths, loss", [([60, 50, 60], "squared-error"), ([30, 20, 100], "squared-error"), ([50, 40, 30, 10], "cross-entropy")])
+def test_temporaries_stay_within_their_bound(monkeypatch, widths, loss):
+    monkeypatch.setattr(hessian_products, "TEMPORARY_BYTES", 1 << 22)
+    rng, n = np.random.default_rng(0), 500
+    network = Network([rng.standard_normal(shape) for shape in zip(widths[1:], widths[:-1], strict=True)], None, "tanh", loss)
+    targets = rng.standard_normal((n, widths[-1])) if loss == "squared-error" else rng.integers(0, widths[-1], n)
+    operator = Hessian(network, rng.standard_normal((n, widths[0])), targets, comm=MPI.COMM_SELF)
+    V = rng.standard_normal((network.n_params, 30))
+    tracemalloc.start()
+    result = operator.partial_matmat(V)
+    used = tracemalloc.get_traced_memory()[1] - result.nbytes
+    tracemalloc.stop()
+    assert (1 << 22) / 10 < used <= 1.05 * (1 << 22), used
 
 
 def test_dead_rows_are_found(comm):
