@@ -53,6 +53,7 @@ def main(arguments=None):
     """Measure, keep, print, write. Exit status 0."""
     parser = argparse.ArgumentParser(prog="benchmarks.entries", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two tiny networks")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="networks whose names begin so; the others keep their former results")
     parser.add_argument("--page", action="store_true", help="measure nothing: the page of the results there are")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     parser.add_argument("--output", metavar="FILE.json", help="results (benchmarks/results/entries.json)")
@@ -61,12 +62,15 @@ def main(arguments=None):
         parser.error("--quick does not make the page: leave out --write")
     store = Path(args.output or RESULTS / ("entries-quick.json" if args.quick else "entries.json"))
     store.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(store.read_text("utf-8")) if args.page else {"machine": describe(MPI.COMM_SELF), "cases": []}
-    for case in () if args.page else QUICK if args.quick else CASES:
+    known = json.loads(store.read_text("utf-8")) if args.page or args.only and store.exists() else {"machine": describe(MPI.COMM_SELF), "cases": []}
+    wanted = [case for case in (QUICK if args.quick else CASES) if not args.page and (not args.only or case.name.startswith(tuple(args.only)))]
+    found = known | {"cases": [each for each in known["cases"] if each["case"] not in {case.name for case in wanted}]}
+    for case in wanted:
         for n in case.counts:
             print(f"{case.name}, n = {n} …", file=sys.stderr, flush=True)
             found["cases"].append(measured(case, n))
             found["machine"]["load_average"] = max(found["machine"]["load_average"], describe(MPI.COMM_SELF)["load_average"])
+            found["cases"].sort(key=lambda each: [case.name for case in (*CASES, *QUICK)].index(each["case"]))
             store.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
     text = page(found)
     if args.write:

@@ -24,6 +24,7 @@ from hpcHess.parallel.shared import HostArray
 
 _PIECE = 1 << 16  # numbers of one temporary that stays in the cache
 _KERNEL = 1 << 20  # of κ at some of the drawn samples
+_COLUMNS = 16  # products of a matrix product in the time of an elementwise one
 _ODD = np.uint64(0xD1342543DE82EF95)  # between the counters of one block's draws
 
 
@@ -115,18 +116,29 @@ class ImportanceSampler:
         """H̃_IJ in the order of the sets' parameters, float64."""
         sizes, same = self._sizes(I), np.array_equal(I.row, J.row) and np.array_equal(I.of, J.of) and np.array_equal(I.neurons, J.neurons)
         drawn, weights = self._drawn(self._keys(I.number, J.number)[0], sizes * (sizes if same else self._sizes(J)))
-        H, n_I, n_J = np.zeros((len(I.row), len(J.row))), len(I.neurons), len(J.neurons)
-        step = max(1, _KERNEL // max(n_I * n_J, (n_I + n_J) * self.samples.rank, len(I.row), len(J.row)))
+        H, n_I, n_J, rank = np.zeros((len(I.row), len(J.row))), len(I.neurons), len(J.neurons), self.samples.rank
+        shared = min(I.neurons[-1], J.neurons[-1]) >= self.entries._separable
+        add = self._add_columns if rank * len(I.row) < _COLUMNS * n_I and not shared else self._add_by_neuron
+        step = max(1, _KERNEL // max(n_I * n_J, (len(I.row) + len(J.row)) * rank))
         for lo in range(0, len(drawn), step):
             some = drawn[lo : lo + step]
             X_I, X_J = (self.samples.X[np.ix_(each.row, some)].astype(np.float64) for each in (I, J))
             X_I *= weights[lo : lo + step]
-            kappa = self._kernel(I.neurons, J.neurons, some)
-            for p in range(n_I):
-                mine = slice(I.starts[p], I.starts[p + 1])
-                H[mine] += X_I[mine] @ (kappa[p][J.of] * X_J).T
+            add(I, J, X_I, X_J, some, H)
         H = (H + H.T) / 2 if same else H
         return H[I.place][:, J.place]
+
+    def _add_by_neuron(self, I, J, X_I, X_J, drawn, H):
+        """H += Σ_i x_iq κ_i(p, p') x_iq', neuron by neuron of I: #p |J| products besides the |I| |J| of a sample."""
+        kappa = self._kernel(I.neurons, J.neurons, drawn)
+        for p in range(len(I.neurons)):
+            mine = slice(I.starts[p], I.starts[p + 1])
+            H[mine] += X_I[mine] @ (kappa[p][J.of] * X_J).T
+
+    def _add_columns(self, I, J, X_I, X_J, drawn, H):
+        """H += Σ_i G_iIᵀG_iJ as one matrix product, r |I| |J| of a sample: where I has about as many neurons as parameters and r is small."""
+        G_I, G_J = (self._columns(each.neurons, drawn)[:, each.of] * X.T[:, :, None] for each, X in ((I, X_I), (J, X_J)))
+        H += np.tensordot(G_I, G_J, axes=((0, 2), (0, 2)))
 
     def _kernel(self, I, J, drawn):
         """κ_i(p, p') for neurons I and J, sorted, at drawn samples, float64 [|I|, |J|, #drawn]."""

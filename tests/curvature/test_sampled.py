@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from hpcHess.curvature import importance
 from hpcHess.curvature.fisher import EmpiricalFisher, Fisher, MonteCarloFisher
 from hpcHess.curvature.from_job import operator_from_job
 from hpcHess.curvature.gauss_newton import GaussNewton
@@ -99,18 +100,21 @@ def test_pairs_have_their_own_probabilities(case, comm):
     np.testing.assert_allclose(sampled.sampled_pairs(np.arange(n), np.arange(n)), operator.diagonal(), rtol=1e-12, atol=1e-300)  # P_i ∝ h_i
 
 
-def test_the_kernel_made_anew(case):
-    """The same draws, with κ from the factors in place of the stored one."""
+@pytest.mark.parametrize("columns", [0, 10**9])
+def test_every_way_of_evaluation(case, monkeypatch, columns):
+    """The same draws, neuron by neuron or by columns, with κ stored or made from the factors."""
     operator, H = case
     every, kernel = np.arange(operator.n_params), operator._entries.kernel
     stored, expected = kernel.stored, SampledEntries(operator, DRAWS, seed=1).entries(every, every[::-2])
-    kernel.stored = None
-    try:
+    pairs = SampledEntries(operator, DRAWS, seed=1).sampled_pairs(every, every[::-1])
+    monkeypatch.setattr(importance, "_COLUMNS", columns)
+    for each in (stored, None):
+        monkeypatch.setattr(kernel, "stored", each)
         found = SampledEntries(operator, DRAWS, seed=1)
         np.testing.assert_allclose(found.entries(every, every[::-2]), expected, atol=1e-12 * np.abs(H).max())
-        np.testing.assert_allclose(found.sampled_pairs(every, every[::-1]), SampledEntries(operator, DRAWS, seed=1).sampled_pairs(every, every[::-1]))
-    finally:
-        kernel.stored = stored
+        monkeypatch.setattr(importance, "_KERNEL", 1)  # sample by sample
+        np.testing.assert_allclose(found.entries(every, every[::-2]), expected, atol=1e-12 * np.abs(H).max())
+        np.testing.assert_allclose(found.sampled_pairs(every, every[::-1]), pairs, atol=1e-12 * np.abs(H).max())
 
 
 def test_one_draw_for_the_whole(case, comm):
