@@ -179,9 +179,11 @@ class Samples:
                 C = W.T[:, :, None] * (slopes[layer][:, None] * np.sqrt(self._diagonal))
             elif self.p is None:
                 C = self.M[layer][:, :, None] * slopes[layer][:, None]
-            else:  # √p_e (W_ep − Σ_c p_c W_cp) s'_p
+            else:  # √p_e (W_ep − Σ_c p_c W_cp) s'_p, of W less its row of the likeliest class: nothing cancels
                 p = self._probabilities[0]
-                C = (W.T[:, :, None] - (W.T @ p)[:, None]) * (slopes[layer][:, None] * np.sqrt(p))
+                C = W.T[:, :, None] - W.T[:, None, p.argmax(axis=0)]
+                C -= np.einsum("pen,en->pn", C, p)[:, None]
+                C *= slopes[layer][:, None] * np.sqrt(p)
             if self.C[layer] is not None:
                 self.C[layer][:, :, block] = C
 

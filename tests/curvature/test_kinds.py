@@ -7,6 +7,7 @@ from hpcHess.curvature.fisher import EmpiricalFisher, Fisher, MonteCarloFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.sample_gram import hessian_norms2
 from hpcHess.networks.losses import LOSSES
+from hpcHess.networks.network import Network
 from tests.curvature.networks import CASES, N_SAMPLES, WEIGHTS, make
 
 pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed")
@@ -99,3 +100,16 @@ def test_probe_embeds(case, comm):
     operator, k = GaussNewton(network, x, y, comm=comm), 2000
     H, Z = operator.matmat(np.eye(network.n_params)), operator.probe(k, seed=5)
     assert np.all(np.abs(Z @ Z.T - H) <= 5 * np.sqrt((np.outer(np.diag(H), np.diag(H)) + H**2) / k) + 1e-15)
+
+
+def test_sure_samples(comm):
+    """Where softmax leaves no doubt H is small; products, entries and diagonal agree to rounding all the same, in single precision too."""
+    network, x, _ = make("classes, gelu, some biases")
+    network = Network([*network.weights[:-1], 30 * network.weights[-1]], network.biases, network.activations, network.loss)
+    x = x[[i for i in range(N_SAMPLES) if GaussNewton(network, x[i : i + 1], comm=comm).samples.rest.min() < 1e-9]]
+    operator, every = GaussNewton(network, x, comm=comm), np.arange(network.n_params)
+    H = operator.matmat(np.eye(network.n_params))
+    assert len(x) and 0 < np.abs(H).max() < 1e-4
+    near(operator.entries(every, every), H)
+    near(operator.diagonal(), np.diag(H))
+    near(GaussNewton(network, x, comm=comm, dtype=np.float32).matmat(np.eye(network.n_params)), H, 1e-5)
