@@ -118,7 +118,5 @@ def noise_of(operator, norm, rtol):
         return ""
     ratio = float(operator.diagonal().astype(np.float64).sum()) / norm
     needed = int(np.ceil((ratio / rtol) ** 2))
-    return (
-        f"entries are sampled, {count} draws a block leave noise of up to tr H / (√{count} ‖H‖_F) = {ratio / np.sqrt(count):.3g}: "
-        f"raise samples_per_entry (to at most {needed:,}) or rtol, or use exact entries"
-    )
+    more = f"raise samples_per_entry (to at most {needed:,}) or rtol, or" if needed < operator.n_samples else "raise rtol or"
+    return f"entries are sampled, {count} draws a block leave noise of up to tr H / (√{count} ‖H‖_F) = {ratio / np.sqrt(count):.3g}: {more} use exact entries"

@@ -12,7 +12,7 @@ from hpcHess.curvature.from_job import operator_from_job
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.quadrature import Quadrature
 from hpcHess.curvature.regularized import Regularized
-from hpcHess.curvature.sampled import SampledEntries
+from hpcHess.curvature.sampled import SampledEntries, noise_of
 from hpcHess.curvature.submatrix import PrincipalSubmatrix
 from hpcHess.formats.compress import compress
 from hpcHess.networks.network import Network
@@ -284,7 +284,9 @@ def test_what_the_noise_forbids_is_told(larger, comm):
         assert any("not met" in str(each.message) for each in said) == (comm.rank == 0)
         given = float(lines[0].split("= ")[1].split(":")[0])
         assert abs(given - noise) <= 0.05 * noise
-        assert "20 draws a block" in lines[0] and "raise samples_per_entry (to at most " in lines[0] and "use exact entries" in lines[0]
+        assert "20 draws a block" in lines[0] and "raise rtol or use exact entries" in lines[0]
+    rtol = 1.1 * noise * np.sqrt(20 / 400)  # the bound is met by fewer draws than samples
+    assert f"raise samples_per_entry (to at most {int(np.ceil(20 * (noise / rtol) ** 2))}) or rtol, or use exact" in noise_of(sampled, np.linalg.norm(H), rtol)
     with warnings.catch_warnings(action="ignore"):
         blocks = compress(sampled, rtol=1e-3, format="block-diagonal")
     assert "what is between blocks" in blocks.report["warnings"][0] and "20 draws a block" in blocks.report["warnings"][0]
