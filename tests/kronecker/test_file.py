@@ -12,6 +12,7 @@ from hpcHess.formats.file import load
 from hpcHess.kronecker.compress import compress_kronecker
 from hpcHess.kronecker.format import KRONECKER_SUM
 from hpcHess.runtime.errors import HpcHessWarning
+from tests.curvature import networks
 from tests.curvature.test_gauss_newton import make, near
 from tests.reference.dense_operator import dense
 
@@ -39,9 +40,11 @@ def test_round_trip(name, terms, dtype, comm, shared_tmp):
     assert back.solvers == K.solvers
 
 
-def test_the_specification(comm, shared_tmp):
-    """The matrix from the datasets by docs/FORMAT.md alone."""
-    network, inputs = make("autoencoder")
+@pytest.mark.parametrize("name, layers", [("autoencoder", [0, 1]), ("autoencoder, binary", [0, 1]), ("values, deep, output tanh", [1, 3])])
+def test_the_specification(name, layers, comm, shared_tmp):
+    """The matrix from the datasets by docs/FORMAT.md alone: all four kinds of terms, layers that are constant."""
+    network, inputs, *_ = make(name) if name == "autoencoder" else networks.make(name)
+    network = network.restricted(layers)
     K = compressed(GaussNewton(network, inputs, comm=comm), rtol=1e-2, dtype="float64")
     save(K, shared_tmp / "F.h5")
     near(_dense_of_file(shared_tmp / "F.h5"), dense(K), 1e-14)
@@ -73,8 +76,10 @@ def _dense_of_file(path):
         for _ in range(count):
             if kind == 0:
                 lefts.append(symmetric(take("left", d * (d + 1) // 2), d) if a == b else take("left", d * d2).reshape(d, d2))
+            elif kind == 2:
+                lefts.append(take("left", 1)[0] * np.eye(d))
             else:
-                lefts.append(np.diag(take("left", d)) @ G if kind == 1 else take("left", 1)[0] * np.eye(d))
+                lefts.append(np.diag(take("left", d)) @ (G if kind == 1 else np.eye(d)))
             rights.append(symmetric(take("right", c * (c + 1) // 2), c) if a == b else take("right", c * c2).reshape(c, c2))
         block = sum(np.kron(A, S) for A, S in zip(lefts, rights))
         H[np.ix_(index[a].ravel(), index[b].ravel())] = block

@@ -1,6 +1,7 @@
 """Kronecker sums against the dense rearranged SVD, on any number of ranks."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hpcHess.kronecker.compress import compress_kronecker
 from hpcHess.kronecker.predict import predict_kronecker
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import HpcHessWarning, InputError
+from tests.curvature import networks
 from tests.curvature.test_gauss_newton import CASES, make, near
 from tests.reference.dense_operator import DenseOperator, dense
 from tests.reference.gauss_newton import gauss_newton, outer_products
@@ -191,6 +193,36 @@ def test_fisher_matrices(name, comm):
         if kind is Fisher:
             near(dense(compressed(operator, terms="kfac")), half * kfac(network, inputs), 1e-13)
         operator.close()
+
+
+@pytest.mark.parametrize("name", networks.CASES)
+def test_every_loss_gradients_and_some_layers(name, comm, monkeypatch):
+    """The best sums, whole and in pieces; a diagonal last factor is stored as its diagonal, and is K-FAC's mean."""
+    network, x, y = networks.make(name)
+    last = network.n_layers - 1
+    for layers in [range(last + 1), *([[0, last], [last - 1]] if last > 1 else [])]:
+        part = network.restricted(layers)
+        chosen = SimpleNamespace(weights=[network.weights[at] for at in layers], biases=[network.biases[at] for at in layers])
+        number = {layer: at for at, layer in enumerate(part.chosen)}
+        for operator in (GaussNewton(part, x, weights=networks.WEIGHTS, comm=comm), EmpiricalFisher(part, x, y, comm=comm)):
+            H = operator.matmat(np.eye(part.n_params))
+            K = compressed(operator, rtol=0.1, terms=2)
+            rows = {tuple(number[layer] for layer in row["layers"]): row["terms"] for row in K.report["pairs"]}
+            near(dense(K), best_sum(H, chosen, rows)[0], 1e-11)
+            assert abs(relative(dense(K), H) - K.report["error_estimate"]["value"]) <= 1e-10
+            near(K.entries(np.arange(len(H)), np.arange(len(H))), dense(K), 1e-13)
+            with monkeypatch.context() as small:
+                small.setattr(terms_module, "_NUMBERS", 1)
+                near(K @ np.eye(len(H)), dense(K), 1e-13)
+            diagonal = [each for each in K.terms if each.kind == "diagonal"]
+            assert bool(diagonal) == (operator.samples.q is not None and last in part.chosen)
+            for each in diagonal:
+                d, c = part.n_outputs, each.right.shape[1]
+                assert each.numbers() == len(each) * (d + c * (c + 1) // 2) and each.left.shape == (len(each), d)
+                mean = networks.WEIGHTS @ operator.samples.q.T / networks.WEIGHTS.sum()
+                A = next(each for each in compressed(operator, terms="kfac").terms if each.kind == "diagonal")
+                near(A.left[0] / np.linalg.norm(A.left[0]), mean / np.linalg.norm(mean), 1e-12)
+            operator.close()
 
 
 def test_inputs_that_do_not_fit(comm):
