@@ -34,6 +34,9 @@ class RegularizedMatrix(CompressedMatrix):
         unregularized.report |= _moved(report, -l2)
         return cls(unregularized, l2, report)
 
+    def __repr__(self):
+        return f"{self.unregularized!r} + {self.l2:g} I"
+
     @property
     def format(self):
         """That of H̃."""

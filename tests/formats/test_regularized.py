@@ -48,6 +48,7 @@ def compressed(name):
 def test_the_sum_is_what_is_said(name):
     (H, plain), N = compressed(name), len(problem()[1])
     A = plain @ np.eye(N) + L2 * np.eye(N)
+    assert repr(H) == f"{H.unregularized!r} + 0.02 I"
     assert isinstance(H, RegularizedMatrix) and H.format == name and H.l2 == H.report["l2"] == L2 and H.dtype == plain.dtype
     np.testing.assert_allclose(H @ np.eye(N), A, atol=1e-14 * np.abs(A).max())
     np.testing.assert_allclose(H.matmat_rows(np.ones((N, 2))[H.mine]), (A @ np.ones((N, 2)))[H.mine], atol=1e-13)
