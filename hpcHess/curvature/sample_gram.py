@@ -259,7 +259,7 @@ class _Made:
 
     @staticmethod
     def _flat(kappa):
-        return kappa.reshape(-1, kappa.shape[-1])
+        return kappa.reshape(kappa.shape[0] * kappa.shape[1], kappa.shape[2])
 
 
 def _packed(row, diagonal):

@@ -9,7 +9,8 @@ among them, may need more iterations than none. With E the last layers and R the
 exact but for D, and positive definite whatever D ≥ λI is: M⁻¹H has the eigenvalue 1 on E, the others are those of D⁻¹ times the Schur complement. E is
 
 * the last layers that have at most `DENSE` parameters together: P by its eigendecomposition;
-* else squared error's last layer, whose block is exactly I ⊗ S (S = (2/n) Σ h̃h̃ᵀ): all its outputs' many large eigenvalues at once.
+* else squared error's last layer, whose block is exactly I ⊗ S (S = (2/n) Σ h̃h̃ᵀ): all its outputs' many large eigenvalues at once;
+* or the last layer of a loss with Q = diag(q) (binary cross-entropy), whose block is ⊕_p S_p, S_p = (1/n) Σ q_p h̃h̃ᵀ for every output p.
 
 Q ⊗ T is the Schur complement's best Kronecker product (`precondition_schur`), made nonnegative, where E is squared error's last layer and R the one
 before it; else D = λI. Layers that are constant (`Network.restricted`) have no parameters in E or R. Cf. the block tridiagonal approximation of Martens & Grosse, ICML 2015, §4.3, and variable projection (Golub & Pereyra 1973).
@@ -24,11 +25,12 @@ from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.replicated import replicated
 
 DENSE = 2048  # parameters
+BLOCKS = 1 << 24  # numbers in all S_p
 NEGLIGIBLE = 3e-2  # of λ: eigenvalues of Q ⊗ T below are left out of D, columns of T's eigenvectors at a time
 
 
 def eliminable(operator):
-    """Whether H has last layers to eliminate: a network's operator with samples, squared error's or a small last layer. Not collective."""
+    """Whether H has last layers to eliminate: a network's operator with samples, a small last layer or one whose outputs do not couple. Not collective."""
     return getattr(operator, "samples", None) is not None and _last_layers(operator) is not None
 
 
@@ -38,11 +40,13 @@ def _last_layers(operator, dense=DENSE):
     first = len(sizes) - int(np.sum(np.cumsum(sizes[::-1]) <= dense))
     if any(sizes[first:]):
         return next(layer for layer in range(first, len(sizes)) if sizes[layer]), True
-    return (len(sizes) - 1, False) if operator.samples.loss.constant and sizes[-1] else None
+    samples, last = operator.samples, len(sizes) - 1
+    by_outputs = samples.q is not None and samples.widths[-1] * len(samples.parameter_inputs(last)) ** 2 <= BLOCKS
+    return (last, False) if sizes[-1] and (samples.loss.constant or by_outputs) else None
 
 
 class Elimination:
-    """What the preconditioners of all λ share: eigendecompositions of E's block, the sweeps, and the Schur complement's T_k. Collective.
+    """What the preconditioners of all λ share: eigendecompositions of E's block (or of its blocks), the sweeps, the Schur complement's T_k. Collective.
 
     dtype    in which all but the eigendecompositions is computed
     dense    most parameters of the layers whose block is factored as it is
@@ -52,20 +56,26 @@ class Elimination:
         self.comm, self.operator, self.dtype = operator.comm, operator, np.dtype(dtype)
         self.first, self.dense = _last_layers(operator, dense)
         samples, last = operator.samples, operator.samples.n_layers - 1
-        self.sweeps = Sweeps(operator, self.first, not self.dense, dtype)
+        alike = not self.dense and samples.loss.constant
+        self.sweeps = Sweeps(operator, self.first, alike, dtype)
         self.sigma, self.V = self._eigen()
-        fits = not self.dense and last == 1 and self.sweeps.n_rest and len(self.sigma) * samples.widths[1] * len(samples.parameter_inputs(0)) <= NUMBERS
+        fits = alike and last == 1 and self.sweeps.n_rest and len(self.sigma) * samples.widths[1] * len(samples.parameter_inputs(0)) <= NUMBERS
         self.complement = Complement(operator, self.sigma, self.V, dtype) if fits else None
 
     def _eigen(self):
-        """(σ, V) float64 of H_EE, or of S where that is I ⊗ S."""
+        """(σ, V) float64 of H_EE, or of S where that is I ⊗ S, or of all S_p, [d, c] and [d, c, c]."""
         operator, comm = self.operator, self.comm
         if self.dense:
             block = comm.allreduce(Sweeps(operator, self.first, False, operator.dtype).last_block().astype(np.float64))
         else:
             h = operator.samples.parameter_inputs(operator.samples.n_layers - 1)[:, operator.mine].astype(np.float64)
-            block = comm.allreduce(h @ h.T) * (2 / operator.n_samples)
-        sigma, V = replicated(comm, np.linalg.eigh, (block + block.T) / 2)
+            q = operator.samples.q
+            if q is None:
+                block = h @ h.T * 2
+            else:
+                block = np.array([(h * each) @ h.T for each in q[:, operator.mine].astype(np.float64)])
+            block = comm.allreduce(block) / operator.n_samples
+        sigma, V = replicated(comm, np.linalg.eigh, (block + np.swapaxes(block, -1, -2)) / 2)
         return np.maximum(sigma, 0), V
 
     def preconditioner(self, damping, matrix=None):
@@ -139,7 +149,11 @@ class Eliminated:
             return ((R @ V) * inverse) @ V.T
         layer = shared.first
         G, result = shared.sweeps.part(R, layer), np.empty(R.shape, self.dtype)
-        shared.sweeps.put(result, layer, np.matmul(np.matmul(G, V) * inverse, V.T))
+        if V.ndim == 3:
+            G = np.matmul(np.matmul(G.transpose(1, 0, 2), V) * inverse[:, None], V.transpose(0, 2, 1)).transpose(1, 0, 2)
+        else:
+            G = np.matmul(np.matmul(G, V) * inverse, V.T)
+        shared.sweeps.put(result, layer, G)
         return result
 
     def _rest(self, R):

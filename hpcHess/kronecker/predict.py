@@ -22,7 +22,7 @@ def predict_kronecker(facts):
     """Singular values of all layer pairs, of a few samples first, and the terms that rtol needs. Collective."""
     operator = facts.operator
     if not hasattr(operator, "samples"):
-        return Prediction(refused="no layers")
+        return Prediction(refused="indefinite" if getattr(facts.operator, "indefinite", False) else "no layers")
     n = operator.n_samples
 
     def better():

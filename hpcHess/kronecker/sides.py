@@ -98,7 +98,7 @@ class Inputs:
 
     def features(self, block):
         u, v = self._take(block)
-        F = (u[:, None] * v).reshape(-1, len(block))
+        F = (u[:, None] * v).reshape(len(u) * len(v), len(block))
         return F[self._triangle.flat] * self._triangle.weight[:, None] if self.symmetric else F
 
     def unpack(self, V):

@@ -225,6 +225,19 @@ def test_every_loss_gradients_and_some_layers(name, comm, monkeypatch):
             operator.close()
 
 
+@pytest.mark.parametrize("name", ["classes, gelu, some biases", "autoencoder, binary", "autoencoder"])
+def test_ranks_without_samples(name, comm, monkeypatch):
+    monkeypatch.setattr(spectra, "EXPLICIT_NUMBERS", 0)
+    network, x, _ = networks.make(name)
+    operator = GaussNewton(network, x[:2], comm=comm)
+    H = operator.matmat(np.eye(network.n_params))
+    for route in ("gram", "randomized"):
+        monkeypatch.setattr(spectra, "GRAM_SAMPLES", 4 if route == "gram" else 1)
+        K = compressed(operator, rtol=1e-3)
+        assert {row["route"] for row in K.report["pairs"]} == {route} and relative(dense(K), H) <= K.report["error_estimate"]["high"] <= 1e-3
+    operator.close()
+
+
 def test_inputs_that_do_not_fit(comm):
     H = np.eye(6)
     with pytest.raises(InputError, match="needs a network's layers"):

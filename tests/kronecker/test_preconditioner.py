@@ -95,7 +95,7 @@ def test_inverse_of_what_it_claims(name, weighted, comm):
 def test_every_loss_gradients_and_some_layers(name, comm):
     """The same of networks some of whose layers are constant, the last one among them; what cannot be eliminated is left alone."""
     net, x, y = networks.make(name)
-    last, found = net.n_layers - 1, 0
+    last, found, blocks = net.n_layers - 1, 0, 0
     for layers in [range(last + 1), [last], *([[0], [0, last]] if last > 1 else [])]:
         part = net.restricted(layers)
         for operator in (GaussNewton(part, x, weights=networks.WEIGHTS, comm=comm), EmpiricalFisher(part, x, y, comm=comm)):
@@ -105,11 +105,13 @@ def test_every_loss_gradients_and_some_layers(name, comm):
                     assert not dense or part.weights[part.chosen[-1]].size > 12
                     continue
                 shared, found = Elimination(operator, np.float64, dense), found + 1
+                assert (shared.V.ndim == 3) == (not shared.dense and operator.samples.q is not None)
+                blocks += shared.V.ndim == 3
                 M = shared.preconditioner(1e-2 * np.linalg.norm(H, 2))
                 expected = np.linalg.inv(claimed(M, H, shared, shared.complement is not None))
                 assert np.linalg.norm(inverse(M, comm) - expected) <= 1e-10 * np.linalg.norm(expected)
             operator.close()
-    assert found >= 4
+    assert found >= 4 and bool(blocks) == (net.loss == "binary-cross-entropy" or net.output != "identity")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("deep classes", EmpiricalFisher), ("small last layer", EmpiricalFisher), ("autoencoder", Fisher)])
