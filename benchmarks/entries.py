@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from benchmarks.entries_page import page
-from benchmarks.gram import gram_block
+from benchmarks.gram import gram_pairs
 from benchmarks.machine import ROOT, describe
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.sampled import SampledEntries
@@ -109,9 +109,8 @@ def row(operator, made, diagonal, kind, size):
     bound, norm = np.sqrt(diagonal[I].sum() * diagonal[J].sum()), np.linalg.norm(exact)
     found = {"kind": kind, "size": size, "seconds": {"grouped": cpu(lambda: operator.entries(I, J))}, "errors": {}}
     most = min(operator.n_samples, GRAM_SAMPLES)
-    for way, (rows, columns) in {"gram": (I, J), "one by one": (I[:1], J[:1])}.items():
-        times = [gram_block(operator, rows, columns, most)[1] for _ in range(3)]
-        found["seconds"][way] = float(np.median(times)) * operator.n_samples / most * (1 if way == "gram" else size**2)
+    times = np.array([time for _, time in gram_pairs(operator, [(I, J), (I[:1], J[:1])] * 3, most)]) * operator.n_samples / most
+    found["seconds"] |= {"gram": float(np.median(times[::2])), "one by one": float(np.median(times[1::2])) * size**2}
     for way, seeds in made.items():
         found["seconds"][way] = cpu(lambda: seeds[0].entries(I, J))  # noqa: B023
         error = np.sqrt(np.mean([np.sum((each.entries(I, J) - exact) ** 2) for each in seeds]))

@@ -137,10 +137,8 @@ def by_samples(rows):
 
 def verdict(blocks, errors):
     """Whether exact or sampled entries are to be had by default."""
-    gain = ratios(blocks, "grouped", "sampled")
-    return (
-        f" Exact grouped entries are the right default: sampling saves a factor of {factor(median(gain))} (median) for an error of {100 * median(errors):.0f} % (median) of a block. "
-        "It is for rough looks at many scattered entries, many samples, many outputs."
-        if median(errors) > 0.1
-        else f" Sampling saves a factor of {factor(median(gain))} (median) for an error of {100 * median(errors):.0f} % (median) of a block."
-    )
+    gain, error = median(ratios(blocks, "grouped", "sampled")), median(errors)
+    saved = f"With c = 100 sampling takes 1/{factor(gain)} of the time of exact entries (median) for an error of {100 * error:.0f} % of a block (median)."
+    if error <= 0.1:
+        return f" {saved}"
+    return f" {saved} Exact grouped entries are the right default; sampled ones are for rough looks at many scattered entries of many samples and outputs."

@@ -32,19 +32,21 @@ def gram_blocks(operator, index_sets):
     return result, seconds
 
 
-def gram_block(operator, I, J, most):
-    """(H_IJ of the first `most` samples, processor seconds); both sides' columns are formed, C is not timed. Not collective."""
+def gram_pairs(operator, blocks, most):
+    """[(H_IJ of the first `most` samples, processor seconds)] for pairs (I, J); both sides' columns are formed, C is not timed. Not collective."""
     network, samples = operator.network, operator.samples
-    (place_I, groups_I), (place_J, groups_J) = _place(network, I), _place(network, J)
-    H, seconds, step = np.zeros((len(I), len(J)), operator.dtype), 0.0, max(1, PIECE // (samples.widths[-1] * max(samples.widths[1:])))
+    placed = [tuple(_place(network, each) for each in pair) for pair in blocks]
+    H, seconds = [np.zeros((len(I), len(J)), operator.dtype) for I, J in blocks], np.zeros(len(blocks))
+    step = max(1, PIECE // (samples.widths[-1] * max(samples.widths[1:])))
     for lo in range(0, most, step):
         piece = slice(lo, min(most, lo + step))
         C, x = _factors(network, samples, piece), [samples.inputs(layer)[:, piece].T for layer in range(samples.n_layers)]
-        start = time.process_time()
-        G_I, G_J = (np.concatenate([_columns(C, x, group) for group in groups], axis=2) for groups in (groups_I, groups_J))
-        H += G_I.reshape(-1, len(I)).T @ G_J.reshape(-1, len(J))
-        seconds += time.process_time() - start
-    return H[np.ix_(place_I, place_J)] / most, seconds
+        for at, pair in enumerate(placed):
+            start = time.process_time()
+            G_I, G_J = (np.concatenate([_columns(C, x, group) for group in groups], axis=2) for _, groups in pair)
+            H[at] += G_I.reshape(-1, len(H[at])).T @ G_J.reshape(-1, H[at].shape[1])
+            seconds[at] += time.process_time() - start
+    return [(each[np.ix_(I, J)] / most, time_of) for each, ((I, _), (J, _)), time_of in zip(H, placed, seconds.tolist(), strict=True)]
 
 
 def _columns(C, x, group):

@@ -21,7 +21,7 @@ from hpcHess.runtime.jobfile import Job
 from tests.curvature.networks import CASES, WEIGHTS, make
 
 KINDS = {"gauss-newton": GaussNewton, "opg": EmpiricalFisher}
-SEEDS, DRAWS = 120, 3
+SEEDS, DRAWS = 80, 3
 
 
 def of_each_sample(kind, network, x, y, weights=None):
