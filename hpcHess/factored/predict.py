@@ -24,14 +24,14 @@ def predict_none(facts):
         memory=entries * (facts.itemsize + 8),
         apply=facts.product_seconds,
         solve=facts.seconds_of_cg(facts.product_seconds),
-        note="exact products, CG",
+        note=f"exact products, {'MINRES' if getattr(facts.operator, 'indefinite', False) else 'CG'}",
     )
 
 
 def predict_data_woodbury(facts):
     """GGᵀ of M = n r rows, r the outputs less what softmax leaves out; Cholesky once a damping. Collective."""
     if not hasattr(facts.operator, "samples"):
-        return Prediction(refused="no samples")
+        return Prediction(refused="indefinite" if getattr(facts.operator, "indefinite", False) else "no samples")
     rank = {"CrossEntropy": facts.n_outputs - 1, "OuterProduct": 1}.get(facts.operator.samples.loss.__name__, facts.n_outputs)
     rows, numbers, comm = float(facts.n_samples * rank), form_numbers(facts), facts.comm
     starts = row_starts(facts.n_samples, comm.size) * rank
