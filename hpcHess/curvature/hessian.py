@@ -74,10 +74,6 @@ class Hessian(SummedOperator):
         """`backend.Blocks` of H[I_b, J_b] for flat index arrays cut at the starts. Not collective."""
         return self._entries.batch(I, starts_I, J, starts_J)
 
-    def locate(self, indices):
-        """(neuron numbered through all layers, its input numbered through all layers' inputs and constants 1) of parameters. Not collective."""
-        return self._entries.locate(indices)
-
     def partial_probe(self, k, seed):
         """The Gauss–Newton part's (`GaussNewton.partial_probe`). Not collective."""
         return self._gram.partial_probe(k, seed)

@@ -17,7 +17,7 @@ def form_numbers(facts):
 
 
 def predict_none(facts):
-    """Nothing to compress; solves are CG with the exact operator. Not collective."""
+    """Nothing to compress; solves are CG or MINRES with the exact operator. Not collective."""
     entries = form_numbers(facts)
     return Prediction(
         entries=entries,
