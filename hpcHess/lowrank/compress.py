@@ -17,6 +17,7 @@ from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.schema import METHODS
 from hpcHess.runtime.progress import Silent
+from hpcHess.skeleton.sketch import TOO_LARGE
 
 ATTEMPTS = 4
 ROUNDED = 0.1  # of rtol: what rounding the interpolative form to the stored precision may cost
@@ -45,6 +46,9 @@ def compress(operator, rtol=1e-2, *, method="randomized", max_rank=0, seed=0, dt
     products = AliveProducts(operator)
     with progress.phase("probes"):
         steering = Steering(products, seed)
+        size = steering.norm()
+        if not size < np.sqrt(np.finfo(products.dtype).max) / 16:  # squares are taken in this type
+            raise InputError(f"the matrix is too large for {products.dtype} (‖H‖_F ≈ {size:.1e}): {TOO_LARGE}")
         finder = _finder(method, products, steering, rtol, seed)
     given = None if norm is None else norm.value
     for attempt in range(ATTEMPTS):

@@ -144,6 +144,11 @@ def test_single_precision_operator(comm):
     assert np.linalg.norm(dense(H).astype(float) - A) <= 1e-4 * np.linalg.norm(A)
 
 
+def test_too_large_for_single_precision_is_told(comm):
+    with pytest.raises(InputError, match=r"the matrix is too large for float32 .*e\+20\): scale"):
+        compress(DenseMatrix(1e20 * symmetric(DECAY), comm=comm, dtype=np.float32), 1e-2, "low-rank")
+
+
 def test_any_number_of_ranks_gives_the_same(comm):
     A = symmetric(DECAY)
     alone = compress(DenseMatrix(A, comm=comm.Split(comm.rank)), 1e-3, "low-rank", dtype="float64")
