@@ -117,8 +117,9 @@ class ImportanceSampler:
         sizes, same = self._sizes(I), np.array_equal(I.row, J.row) and np.array_equal(I.of, J.of) and np.array_equal(I.neurons, J.neurons)
         drawn, weights = self._drawn(self._keys(I.number, J.number)[0], sizes * (sizes if same else self._sizes(J)))
         H, n_I, n_J, rank = np.zeros((len(I.row), len(J.row))), len(I.neurons), len(J.neurons), self.samples.rank
-        shared = min(I.neurons[-1], J.neurons[-1]) >= self.entries._separable
-        add = self._add_columns if rank * len(I.row) < _COLUMNS * n_I and not shared else self._add_by_neuron
+        some_shared, all_shared = (min(I.neurons[at], J.neurons[at]) >= self.entries._separable for at in (-1, 0))
+        add = self._add_columns if rank * len(I.row) < _COLUMNS * n_I and not some_shared else self._add_by_neuron
+        add = self._add_shared if all_shared else add
         step = max(1, _KERNEL // max(n_I * n_J, (len(I.row) + len(J.row)) * rank))
         for lo in range(0, len(drawn), step):
             some = drawn[lo : lo + step]
@@ -134,6 +135,12 @@ class ImportanceSampler:
         for p in range(len(I.neurons)):
             mine = slice(I.starts[p], I.starts[p + 1])
             H[mine] += X_I[mine] @ (kappa[p][J.of] * X_J).T
+
+    def _add_shared(self, I, J, X_I, X_J, drawn, H):
+        """H += ⟨M e_p, M e_p'⟩ ∘ A_I A_Jᵀ, A = (g_ip x_iq), where all factors are C_i e_p = g_ip M e_p."""
+        A_I, A_J = (X * self._slopes(each.neurons, drawn)[each.of] for each, X in ((I, X_I), (J, X_J)))
+        gram = self.entries._gram[np.ix_(I.neurons - self.entries._separable, J.neurons - self.entries._separable)]
+        H += gram[I.of][:, J.of] * (A_I @ A_J.T)
 
     def _add_columns(self, I, J, X_I, X_J, drawn, H):
         """H += Σ_i G_iIᵀG_iJ as one matrix product, r |I| |J| of a sample: where I has about as many neurons as parameters and r is small."""
