@@ -104,8 +104,8 @@ class TorchCurvature(SummedOperator):
         """The share of this rank's samples of HV: [N, k] → [N, k], row-major; the sum over ranks is HV. Not collective."""
         if not self._mine:
             return np.zeros(V.shape, self.dtype)
-        columns = torch.from_numpy(np.array(V.T, self.dtype, order="C"))
-        return np.ascontiguousarray(self._products.matmat(columns).numpy().T)
+        columns = torch.from_numpy(np.require(V, self.dtype, ["C", "W"])).t().contiguous()
+        return self._products.matmat(columns).t().contiguous().numpy()
 
     def matmat(self, V):
         """HV for V [N] or [N, k], whole on every rank, as is the result. Collective."""
