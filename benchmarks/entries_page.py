@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from benchmarks.tables_page import origin, table
+from benchmarks.tables_page import milliseconds, origin, table
 
 HEAD = """# Entries: exact and sampled
 
@@ -70,15 +70,10 @@ def pair_row(case, row):
 def block_row(case, row):
     """Milliseconds, and errors."""
     ways = ("grouped", "gram", "one by one", "sampled", "one draw", "sampled, 10,000")
-    times = (f"{1e3 * row['seconds'][way]:,.3g}" if row["seconds"].get(way, 1e9) < 1000 else seconds(row["seconds"].get(way)) for way in ways)
+    times = (milliseconds(row["seconds"][way]) if way in row["seconds"] else "" for way in ways)
     sampled, one = row["errors"]["sampled"], row["errors"]["one draw"]
     errors = (f"{sampled['of block']:.2g}", f"{sampled['of bound']:.2f}", f"{one['of block']:.2g}")
     return case["case"], f"{case['n']:,}", f"{row['size']} × {row['size']}", KINDS[row["kind"]], *times, *errors
-
-
-def seconds(value):
-    """Of what takes very long, or was not measured."""
-    return "" if value is None else f"{value:,.0f} s"
 
 
 def ratios(rows, slow, fast):
