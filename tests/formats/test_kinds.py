@@ -38,9 +38,8 @@ PROBLEMS = {
 }
 
 
-@cache
-def problem(name):
-    """(operator in float64, dense H); every other layer has a bias, input 1 is dead."""
+def data(name):
+    """(kind, network, inputs, targets, weights); every other layer has a bias, input 1 is dead."""
     widths, activation, loss, output, layers, kind, weighted = PROBLEMS[name]
     rng = np.random.default_rng(len(name))
     arrays = [1.2 * rng.standard_normal((b, a)) / np.sqrt(a) for a, b in zip(widths[:-1], widths[1:], strict=True)]
@@ -51,12 +50,19 @@ def problem(name):
     x[:, 1] = 0
     y = rng.integers(0, widths[-1], SAMPLES) if loss == "cross-entropy" else y
     weights = rng.random(SAMPLES) / SAMPLES * (np.arange(SAMPLES) != 3) if weighted else None
+    return kind, network, x, y, weights
+
+
+@cache
+def problem(name):
+    """(operator in float64, dense H)."""
+    kind, network, x, y, weights = data(name)
     operator = kind(network, x, y, weights, COMM)
     if kind is MonteCarloFisher:
         return operator, operator.matmat(np.eye(network.n_params))  # of which tests/curvature/test_kinds.py is
     if COMM.rank == 0:
         exact = autograd.outer_products(network, x, y, weights) if kind is EmpiricalFisher else autograd.gauss_newton(network, x, weights)
-        exact *= 0.5 if kind is Fisher and loss == "squared-error" else 1.0
+        exact *= 0.5 if kind is Fisher and network.loss == "squared-error" else 1.0
     return operator, COMM.bcast(exact if COMM.rank == 0 else None)
 
 
@@ -120,14 +126,12 @@ def test_predicted_structured_and_from_fewer_samples(name):
 @pytest.mark.parametrize("format", ["none", "data-woodbury", "kronecker-sum", "dense", "low-rank"])
 @pytest.mark.parametrize("name", ["autoencoder, binary", "a middle layer", "gradients, output tanh"])
 def test_single_precision(name, format):
-    """Operators and matrices in float32."""
-    operator, exact = problem(name)
-    widths, *_, kind, weighted = PROBLEMS[name]
-    samples = operator.samples
-    rng = np.random.default_rng(len(name))
-    single = kind(operator.network, samples.inputs(0)[:-1].T, rng.random((SAMPLES, widths[-1])), None, COMM, np.float32) if not weighted else None
-    H = quiet(compress, single or operator, 1e-2, format, dtype="float32")
-    V = rng.standard_normal((len(exact), 3)).astype(np.float32)
-    reference = single.matmat(np.eye(len(exact), dtype=np.float32)).astype(np.float64) if single else exact
-    assert H.dtype == np.float32 and (H @ V).dtype == np.float32
-    assert np.linalg.norm(H @ np.eye(len(exact)) - reference) <= (H.report["error_estimate"]["high"] + 1e-6) * np.linalg.norm(reference)
+    """Operators and matrices in float32, solves in float64 all the same."""
+    kind, network, x, y, weights = data(name)
+    operator, exact = kind(network, x, y, weights, COMM, np.float32), problem(name)[1]
+    H, eye = quiet(compress, operator, 1e-2, format), np.eye(len(exact), dtype=np.float32)
+    assert H.dtype == np.float32 and (H @ eye).dtype == np.float32
+    assert np.linalg.norm(H @ eye - exact) <= (H.report["error_estimate"]["high"] + 1e-5) * np.linalg.norm(exact)
+    A, b, damping = H @ np.eye(len(exact)), np.ones(len(exact)), 0.05 * np.linalg.norm(exact, 2)
+    assert np.linalg.norm(A @ quiet(H.solve, b, damping) + damping * quiet(H.solve, b, damping) - b) <= 1e-8 * np.linalg.norm(b)
+    operator.close()
