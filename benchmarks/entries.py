@@ -43,7 +43,7 @@ CASES = (
     Case("one output", (100, 100, 1), "squared-error", (1000, 60000)),
     Case("ten classes", (784, 20, 30, 10), "cross-entropy", (1000, 10000, 60000), (64, 256, 512)),
     Case("hundred classes", (256, 128, 100), "cross-entropy", (1000, 10000)),
-    Case("autoencoder", (256, 100, 30, 100, 256), "squared-error", (1000,)),
+    Case("autoencoder", (256, 100, 30, 100, 256), "squared-error", (1000, 10000)),
     Case("wide", (784, 1000, 200, 10), "cross-entropy", (1000, 5000)),
 )
 QUICK = (Case("small", (12, 8, 4), "cross-entropy", (500,), (16,)), Case("small values", (6, 4, 6), "squared-error", (400,), (16,)))
