@@ -62,14 +62,13 @@ def main(arguments=None):
         parser.error("--quick does not make the page: leave out --write")
     store = Path(args.output or RESULTS / ("entries-quick.json" if args.quick else "entries.json"))
     store.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(store.read_text("utf-8")) if args.page or args.only and store.exists() else {"machine": describe(MPI.COMM_SELF), "cases": []}
+    known = json.loads(store.read_text("utf-8")) if args.page or args.only and store.exists() else {"cases": []}
     wanted = [case for case in (QUICK if args.quick else CASES) if not args.page and (not args.only or case.name.startswith(tuple(args.only)))]
     found = known | {"cases": [each for each in known["cases"] if each["case"] not in {case.name for case in wanted}]}
     for case in wanted:
         for n in case.counts:
             print(f"{case.name}, n = {n} …", file=sys.stderr, flush=True)
-            found["cases"].append(measured(case, n))
-            found["machine"]["load_average"] = max(found["machine"]["load_average"], describe(MPI.COMM_SELF)["load_average"])
+            found["cases"].append(measured(case, n) | {"machine": describe(MPI.COMM_SELF)})
             found["cases"].sort(key=lambda each: [case.name for case in (*CASES, *QUICK)].index(each["case"]))
             store.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
     text = page(found)

@@ -32,7 +32,7 @@ KINDS = {"neighbours": "next to each other", "scattered": "scattered"}
 
 
 def page(found):
-    """Markdown of {machine, cases}."""
+    """Markdown of {cases}."""
     cases = found["cases"]
     blocks = [(case, row) for case in cases for row in case["rows"] if row["size"] > 1]
     pairs = [(case, row) for case in cases for row in case["rows"] if row["size"] == 1]
@@ -47,7 +47,7 @@ def page(found):
 
 def measured_on(found):
     """Where, when."""
-    return "Measured " + origin([found])
+    return "Measured " + origin(found["cases"])
 
 
 def networks(cases):
