@@ -128,3 +128,15 @@ def test_refused(torch_case, folder):
         run = drive("compress", job, "--output", folder / "no.h5", *(word for key in keys for word in ("--set", key)))
         assert run.status == 2 and len(run.errors) == 1 and line in run.errors[0], run.err
         assert not (folder / "no.h5").exists()
+
+
+def test_the_case_of_the_documents():
+    """jobs/cnn.toml: its factory's network has the parameters that docs/TORCH.md says."""
+    from benchmarks.cases import JOBS
+    from benchmarks.cnn import modules
+    from hpcHess.runtime.jobfile import load
+
+    job = load(JOBS / "cnn.toml")
+    assert job["network"]["torch"] == "cnn:network"
+    counts = [sum(each.numel() for each in model.parameters()) for _, model, _, _ in modules(2)]
+    assert counts == [121_597, 93_322]
