@@ -6,6 +6,7 @@
       H_IJ = ⟨M e_p, M e_p'⟩ ∘ (1/n) A_I A_Jᵀ,   A_I = (g_ip x_iq) [|I|, n]:  one matrix product a block.
 * Else for every neuron p of I:  H_{I_p, J} = (1/n) X_{I_p} (κ(p, ·) ∘ X_J)ᵀ, where κ(p, p') [n] is made once for every neuron p'
   of J: #p·#p'·n·r + #p·|J|·n + |I||J|·n operations in place of the |I||J|·n·d of the Jacobian's Gram matrix.
+* Where nearly every entry has a pair of neurons of its own and κ is not at hand, as the Gram matrix of the columns (x_iq C_i e_p) after all.
 * Where I and J are nearly all pairs of some neurons and some inputs:  H_{(p,p'), (q,q')} = (1/n) Σ_i κ_i(p, p') (x_iq x_iq').
 
 Samples are taken in pieces that stay in the cache; sums over pieces are in float64.
@@ -18,6 +19,7 @@ from hpcHess.backend.blocks import Blocks
 _PIECE = 1 << 17  # numbers in one [|J|, samples] temporary of the second kind
 _SPARSITY = 4  # most work by pairs of neurons and inputs, as a multiple of the block's entries
 _PAIRS = 0.6  # of the products neuron by neuron: from here on pairs of inputs are fewer and faster (measured on 784-20-30-10)
+_GEMM = 8  # entries a pair of neurons up to which their Jacobian columns' products, n r each, take less than κ made pair by pair (measured)
 _ROWS = 1 << 21  # numbers in one [|I|, samples] temporary of the first kind
 
 
@@ -111,6 +113,8 @@ class Entries:
             return
         if self.kernel.stored is not None and I.extent() * J.extent() <= _SPARSITY * H.size and _fewer_products(I, J):
             return self._add_by_pairs(I, J, H)
+        if self.kernel.stored is None and H.size <= _GEMM * len(I.neurons) * len(J.neurons) and hasattr(self.kernel, "columns"):
+            return self._add_columns(I, J, H)
         if len(J.neurons) < len(I.neurons):
             I, J, H = J, I, H.T
         n, step = self.samples.n, max(32, _PIECE // max(len(J.row), self.kernel.width(len(J.neurons))))
@@ -123,6 +127,15 @@ class Entries:
                 B *= X_J
                 mine = I.group(at)
                 H[mine] += X_I[mine] @ B.T
+
+    def _add_columns(self, I, J, H):
+        """The same as a Gram matrix of Jacobian columns x_iq C_i e_p, for blocks with about as many pairs of neurons as entries."""
+        n, rank = self.samples.n, self.samples.rank
+        step = max(8, _ROWS // (rank * (len(I.row) + len(J.row))))
+        for lo in range(0, n, step):
+            piece = slice(lo, min(n, lo + step))
+            G_I, G_J = (self.kernel.columns(each.neurons, piece)[each.of] * self.samples.X[each.row, None, piece] for each in (I, J))
+            H += G_I.reshape(len(G_I), -1) @ G_J.reshape(len(G_J), -1).T
 
     def _add_by_pairs(self, I, J, H):
         """The same for blocks of (nearly) all pairs of some neurons and some inputs: Σ_i κ_i(p, p') (x_iq x_iq'), one matrix product

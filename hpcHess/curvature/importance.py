@@ -175,25 +175,7 @@ class ImportanceSampler:
 
     def _columns(self, neurons, drawn):
         """C_i e_p of neurons, sorted, [#drawn, #neurons, r], float64."""
-        samples, at = self.samples, np.searchsorted(neurons, self.samples.neuron_starts)
-        result = np.empty((len(drawn), len(neurons), samples.rank))
-        for layer, (a, b) in enumerate(zip(at[:-1], at[1:], strict=True)):
-            local, C = neurons[a:b] - samples.neuron_starts[layer], samples.C[layer]
-            if a == b:
-                continue
-            if C is not None:
-                result[:, a:b] = C[np.ix_(local, np.arange(C.shape[1]), drawn)].transpose(2, 0, 1)
-            elif samples.output is None:
-                result[:, a:b] = samples.M[layer][local] * self._slopes(neurons[a:b], drawn).T[:, :, None]
-            else:  # √p_e (δ_ep − p_p), or √q_p δ_ep
-                result[:, a:b] = 0
-                own, place = samples.output[np.ix_(local, drawn)].T.astype(np.float64), (slice(None), np.arange(a, b), local)
-                if samples.p is not None:
-                    result[:, a:b] = -own[:, :, None] * np.sqrt(samples.p[:, drawn].T.astype(np.float64))[:, None]
-                    result[place] = np.sqrt(own) * samples.rest[np.ix_(local, drawn)].T
-                else:
-                    result[place] = np.sqrt(own)
-        return result
+        return self.samples.columns(neurons, drawn, np.float64).transpose(2, 0, 1)
 
     def _slopes(self, neurons, drawn):
         """g of layers with shared factors, [#neurons, #drawn]: s', 1 in the last layer."""

@@ -39,6 +39,10 @@ class Kernel:
         """An object whose `expand(p, side, out)` sets out [len, samples] to κ(p, p') for p' = side.neuron, `neurons` its different ones."""
         return _Stored(self.stored, piece) if self.stored is not None else _Made(self.samples, neurons, piece)
 
+    def columns(self, neurons, piece):
+        """C_i e_p of neurons (sorted) whose inner products are κ, [#neurons, r, samples]."""
+        return self.samples.columns(neurons, piece)
+
     def close(self):
         """Free the host's memory. Collective."""
         self.stored = None
@@ -74,7 +78,7 @@ class _Made:
 
     def row(self, p):
         """κ(p, p') [#p', samples]; overwritten by the next call."""
-        samples, piece, column = self.samples, self.piece, self._column(p)
+        samples, piece, column = self.samples, self.piece, self.samples.columns(np.array([p]), self.piece)[0]
         for layer, rows, local, C in self.layers:
             values = self.values[rows]
             if C is not None:
@@ -86,23 +90,3 @@ class _Made:
                 if layer < samples.n_layers - 1:
                     values *= samples.slope(layer)[local, piece]
         return self.values
-
-    def _column(self, p):
-        """C_i e_p, [r, samples]."""
-        samples, piece = self.samples, self.piece
-        layer = int(np.searchsorted(samples.neuron_starts, p, side="right")) - 1
-        local = p - samples.neuron_starts[layer]
-        if samples.C[layer] is not None:
-            return samples.C[layer][local, :, piece]
-        if samples.p is not None:  # √p_e (δ_ep − p_p)
-            column = np.sqrt(samples.p[:, piece])
-            own = column[local] * samples.rest[local, piece]
-            column *= -samples.p[local, piece]
-            column[local] = own
-            return column
-        if samples.q is not None:  # √q_p δ_ep
-            column = np.zeros((samples.widths[-1], piece.stop - piece.start), samples.dtype)
-            column[local] = np.sqrt(samples.q[local, piece])
-            return column
-        g = samples.slope(layer)[local, piece] if layer < samples.n_layers - 1 else np.ones(piece.stop - piece.start, samples.dtype)
-        return samples.M[layer][local].astype(samples.dtype)[:, None] * g

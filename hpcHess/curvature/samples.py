@@ -217,6 +217,32 @@ class Samples:
             return np.full((self.widths[-1], rows.stop - rows.start), 2.0)
         return np.square(self.slope(layer)[:, rows], dtype=np.float64) * np.square(self.M[layer]).sum(axis=1)[:, None]
 
+    def columns(self, neurons, rows, dtype=None):
+        """C_i e_p of neurons numbered through all layers (sorted), for a slice or an index array of samples, [#neurons, r, #samples]."""
+        at, dtype = np.searchsorted(neurons, self.neuron_starts), np.dtype(dtype or self.dtype)
+        part = lambda array, local: _part(array, local, rows).astype(dtype, copy=False)  # noqa: E731
+        result = np.empty((len(neurons), self.rank, len(range(self.n)[rows]) if isinstance(rows, slice) else len(rows)), dtype)
+        for layer, (a, b) in enumerate(zip(at[:-1], at[1:], strict=True)):
+            local = neurons[a:b] - self.neuron_starts[layer]
+            if a == b:
+                continue
+            if self.C[layer] is not None:
+                result[a:b] = part(self.C[layer], local)
+            elif self.output is None:  # g_p M e_p
+                result[a:b] = self.M[layer][local, :, None]
+                if layer < self.n_layers - 1:
+                    result[a:b] *= part(self.slope(layer), local)[:, None]
+            else:  # √p_e (δ_ep − p_p), or √q_p δ_ep
+                every, own = np.arange(self.widths[-1]), (np.arange(a, b), local)
+                if self.p is None:
+                    result[a:b] = 0
+                    result[own] = np.sqrt(part(self.q, local))
+                else:
+                    p = part(self.p, every)
+                    result[a:b] = -p[local, None] * np.sqrt(p)
+                    result[own] = np.sqrt(p[local]) * part(self.rest, local)
+        return result
+
     def close(self):
         """Free the host's memory. Collective."""
         self.X = self.slopes = self.p = self.rest = self.q = None
@@ -230,3 +256,10 @@ def _effective(network):
     """The loss as a function of a^L."""
     loss = LOSSES[network.loss]
     return Diagonal if loss is BinaryCrossEntropy or loss is SquaredError and network.output != "identity" else loss
+
+
+def _part(array, local, rows):
+    """array[local, …, rows] for a slice or an index array of its last axis."""
+    if isinstance(rows, slice):
+        return array[local, ..., rows]
+    return array[np.ix_(local, *map(np.arange, array.shape[1:-1]), rows)]
