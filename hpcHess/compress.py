@@ -8,7 +8,6 @@ import types
 
 import numpy as np
 
-from hpcHess.compressed.certificate import exactness
 from hpcHess.compressed.damping import damping_of, parse_damping
 from hpcHess.compressed.file import save
 from hpcHess.curvature.from_job import operator_from_job

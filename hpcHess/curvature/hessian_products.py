@@ -18,11 +18,9 @@ import math
 
 import numpy as np
 
+from hpcHess.curvature.blocking import blocking
+from hpcHess.curvature.sweep import Layer
 from hpcHess.parallel.ownership import row_starts
-
-TEMPORARY_BYTES = 1 << 28  # of all temporaries of one product together, its result aside
-_SAMPLES = 1024  # of one sweep: the inner dimension of the gradients' products
-_COLUMNS = 64
 
 
 class HessianProducts:
@@ -52,7 +50,7 @@ class HessianProducts:
         k = V.shape[1]
         if not self.n_mine or not k:
             return np.zeros((self.n_params, k), self.dtype)
-        width, n_blocks = self._blocking(k)
+        width, n_blocks = blocking(lambda several: _Sweep.numbers(self, several), self.n_mine, k, self.dtype.itemsize)
         starts = row_starts(self.n_mine, n_blocks)
         sweep, result = _Sweep(self, width, int(starts[1]), n_blocks > 1), self.xp.empty((self.n_params, k), self.dtype)
         given, part = (None, None) if width >= k else (self.xp.empty(self.n_params * width, self.dtype) for _ in range(2))
@@ -69,38 +67,16 @@ class HessianProducts:
                 result[:, columns] = target
         return self.backend.to_host(result)
 
-    def _blocking(self, k):
-        """(columns, number of sample blocks) of one sweep that keep its buffers within TEMPORARY_BYTES."""
-        budget, n_blocks = TEMPORARY_BYTES // self.dtype.itemsize, -(-self.n_mine // _SAMPLES)
-        while True:
-            samples = -(-self.n_mine // n_blocks)
-            fixed, per_sample = _Sweep.numbers(self, n_blocks > 1)
-            width = budget // (fixed + per_sample * samples)
-            if width >= min(4, k) or samples <= 64:
-                return max(1, min(k, width, _COLUMNS)), n_blocks
-            n_blocks *= 2
 
-
-class _Layer:
-    """A layer's arrays, and its place in the parameters and the inputs; `columns` = d_{ℓ−1}, + 1 with a bias, 0 where it is not chosen."""
+class _Layer(Layer):
+    """With s' [d_ℓ, n] of a hidden layer, δ [d_ℓ, n], and t [d_ℓ, n] or None where it is zero."""
 
     def __init__(self, network, samples, gradients, layer, mine, backend):
-        asarray = lambda array: backend.asarray(np.ascontiguousarray(array, samples.dtype))  # noqa: E731
-        W, (weight, bias), self.own = network.weights[layer], network.layer_offsets[layer], network.inner[layer]
-        (self.out, self.inner), self.W = W.shape, asarray(W)
-        self.weight = slice(weight, weight + self.out * self.own)
-        self.bias = None if bias is None else slice(bias, bias + self.out)
-        self.columns = self.own + (bias is not None)
-        first = int(samples.row_starts[layer])
-        self.rows = slice(first, first + self.columns)
+        put = lambda array: backend.asarray(np.ascontiguousarray(array, samples.dtype))  # noqa: E731
+        super().__init__(put(network.weights[layer]), network.layer_offsets[layer], network.inner[layer], int(samples.row_starts[layer]))
         self.slope = None if layer == samples.n_layers - 1 else backend.asarray(samples.slope(layer)[:, mine])
         self.delta = backend.asarray(gradients.delta(layer)[:, mine])
         self.bend = None if gradients.bend(layer) is None else backend.asarray(gradients.bend(layer)[:, mine])
-
-    @property
-    def size(self):
-        """Its number of parameters."""
-        return self.out * self.columns
 
 
 class _Sweep:
@@ -150,11 +126,7 @@ class _Sweep:
         """Begin with V [N, k], to be multiplied into result [N, k], both row-major."""
         self.V, self.result, self.k, self.fresh = V, result, V.shape[1], True
         for layer, A in zip(self.full, self.A, strict=True):
-            if layer.columns:
-                A = self.of(A, layer.out, self.k, layer.columns)
-                A[:, :, : layer.own] = V[layer.weight].reshape(layer.out, layer.own, -1).transpose(0, 2, 1)
-                if layer.bias is not None:
-                    A[:, :, layer.own] = V[layer.bias]
+            layer.gather(V, self.of(A, layer.out, self.k, layer.columns))
         last, k = self.layers[-1], self.k
         if self.contracted and last.columns:
             M, W = self.of(self.M, last.inner, k, last.columns), last.W.T * 2

@@ -2,15 +2,12 @@
 
 import numpy as np
 
+from hpcHess.curvature.blocking import blocking
 from hpcHess.curvature.rank_one import RankOne
 from hpcHess.curvature.sweep import Contracted, Data, Layer, Sweep
 from hpcHess.networks.losses import OuterProduct
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
-
-TEMPORARY_BYTES = 1 << 28  # of all temporaries of one product or probe together, its result aside
-_SAMPLES = 1024  # samples of one sweep: the inner dimension of the gradients' products
-_COLUMNS = 64
 
 
 class Products:
@@ -106,24 +103,13 @@ class Products:
         """(columns, slices of the samples, the sweep) of every block of columns."""
         if not k or not self.n_mine:
             return
-        width, n_blocks = self._blocking(k, kind[0], forward)
+        layers = self.data.layers
+        width, n_blocks = blocking(lambda several: kind[0].numbers(layers, several, forward), self.n_mine, k, self.dtype.itemsize)
         starts = row_starts(self.n_mine, n_blocks).tolist()
         blocks = [slice(lo, hi) for lo, hi in zip(starts[:-1], starts[1:], strict=True)]
         sweep = kind[1](width, starts[1], n_blocks > 1)
         for a in range(0, k, width):
             yield slice(a, min(k, a + width)), blocks, sweep
-
-    def _blocking(self, k, kind, forward):
-        """(columns, number of sample blocks) of one sweep that keep its buffers within TEMPORARY_BYTES."""
-        budget = TEMPORARY_BYTES // self.dtype.itemsize
-        n_blocks = -(-self.n_mine // _SAMPLES)
-        while True:
-            fixed, per_sample = kind.numbers(self.data.layers, n_blocks > 1, forward)
-            width = budget // (fixed + per_sample * -(-self.n_mine // n_blocks))
-            if width >= min(4, k) or -(-self.n_mine // n_blocks) <= 64:
-                width = max(1, min(k, width, _COLUMNS))
-                return -(-k // -(-k // width)), n_blocks
-            n_blocks *= 2
 
 
 def _product(sweep, block, columns, add):

@@ -8,7 +8,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcHess.backend import get
-from hpcHess.curvature import entries, kernel, products, samples
+from hpcHess.curvature import blocking, entries, kernel, samples
 from hpcHess.curvature.fisher import EmpiricalFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.sweep import Contracted
@@ -175,8 +175,8 @@ def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
     V = np.random.default_rng(0).standard_normal((network.n_params, 11))
     whole = GaussNewton(network, inputs, comm=comm)
     expected = whole.matmat(V), whole.probe(11, 2), whole.diagonal(), whole.entries(whole.alive, whole.alive)
-    monkeypatch.setattr(products, "TEMPORARY_BYTES", 8000)
-    monkeypatch.setattr(products, "_SAMPLES", 40)
+    monkeypatch.setattr(blocking, "TEMPORARY_BYTES", 8000)
+    monkeypatch.setattr(blocking, "SAMPLES", 40)
     monkeypatch.setattr(entries, "_PIECE", 64)
     monkeypatch.setattr(entries, "_ROWS", 64)
     monkeypatch.setattr(kernel, "STORED_BYTES", 0)
@@ -205,7 +205,7 @@ def test_sure_samples_keep_their_digits():
 
 def test_temporaries_stay_within_their_bound(monkeypatch):
     """Where samples, parameters, or outputs dominate."""
-    monkeypatch.setattr(products, "TEMPORARY_BYTES", 1 << 21)
+    monkeypatch.setattr(blocking, "TEMPORARY_BYTES", 1 << 21)
     cases = itertools.product((([30, 20, 10], 3000), ([100, 40, 100], 500), ([20, 200], 400)), ("squared-error", "cross-entropy", "opg"))
     for (widths, n), kind in cases:
         rng = np.random.default_rng(0)
@@ -221,7 +221,7 @@ def test_temporaries_stay_within_their_bound(monkeypatch):
             result = call()
             used = tracemalloc.get_traced_memory()[1] - result.nbytes
             tracemalloc.stop()
-            assert products.TEMPORARY_BYTES / 10 < used <= 1.05 * products.TEMPORARY_BYTES, (widths, kind, used)
+            assert blocking.TEMPORARY_BYTES / 10 < used <= 1.05 * blocking.TEMPORARY_BYTES, (widths, kind, used)
 
 
 @pytest.mark.parametrize("chosen", [None, [1], [2], [0, 1]])
@@ -239,8 +239,8 @@ def test_the_contracted_sweep_is_the_plain_one(monkeypatch, chosen, weighted):
     found = operator.matmat(V)
     outer = EmpiricalFisher(network, x, y, weights=w, comm=MPI.COMM_SELF)
     by_sides = outer.matmat(V)
-    monkeypatch.setattr(products, "TEMPORARY_BYTES", 20000)
-    monkeypatch.setattr(products, "_SAMPLES", 40)
+    monkeypatch.setattr(blocking, "TEMPORARY_BYTES", 20000)
+    monkeypatch.setattr(blocking, "SAMPLES", 40)
     near(operator.matmat(V), found, 1e-14)
     near(outer.matmat(V), by_sides, 1e-14)
     monkeypatch.setattr(Contracted, "pays", lambda layers, n: False)

@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch's automatic differentiation")
 
-from hpcHess.curvature import entries, gradients, hessian_entries, hessian_kernel, hessian_products, kernel  # noqa: E402
+from hpcHess.curvature import blocking, entries, gradients, hessian_entries, hessian_kernel, kernel  # noqa: E402
 from hpcHess.curvature.gauss_newton import GaussNewton  # noqa: E402
 from hpcHess.curvature.hessian import Hessian  # noqa: E402
 from hpcHess.networks.network import Network  # noqa: E402
@@ -84,7 +84,7 @@ def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
     """Kernel not stored, everything in small pieces."""
     network, inputs, targets = make(name)
     for module, limit, value in (
-        (hessian_products, "TEMPORARY_BYTES", 8000), (hessian_products, "_SAMPLES", 2), (entries, "_PIECE", 64), (entries, "_ROWS", 64),
+        (blocking, "TEMPORARY_BYTES", 8000), (blocking, "SAMPLES", 2), (entries, "_PIECE", 64), (entries, "_ROWS", 64),
         (hessian_entries, "_ROWS", 64), (hessian_kernel, "_NUMBERS", 99), (kernel, "STORED_BYTES", 0), (gradients, "_BLOCK", 64),
     ):  # fmt: skip
         monkeypatch.setattr(module, limit, value)
@@ -142,7 +142,7 @@ def test_last_layer_contracted_or_not(comm, width):
 @pytest.mark.parametrize("name", ["autoencoder", "binary, many outputs", "values, deep, output tanh"])
 def test_products_on_arrays_that_refuse_implicit_conversion(comm, monkeypatch, name):
     network, inputs, targets = make(name)
-    monkeypatch.setattr(hessian_products, "_SAMPLES", 2)
+    monkeypatch.setattr(blocking, "SAMPLES", 2)
     device = Hessian(network, inputs, targets, comm=comm, backend=DeviceBackend())
     assert device._products.X.__class__.__name__ == "DeviceArray"
     V = np.random.default_rng(0).standard_normal((network.n_params, 3))
@@ -151,7 +151,7 @@ def test_products_on_arrays_that_refuse_implicit_conversion(comm, monkeypatch, n
 
 @pytest.mark.parametrize("widths, loss", [([60, 50, 60], "squared-error"), ([30, 20, 100], "squared-error"), ([50, 40, 30, 10], "cross-entropy")])
 def test_temporaries_stay_within_their_bound(monkeypatch, widths, loss):
-    monkeypatch.setattr(hessian_products, "TEMPORARY_BYTES", 1 << 22)
+    monkeypatch.setattr(blocking, "TEMPORARY_BYTES", 1 << 22)
     rng, n = np.random.default_rng(0), 500
     network = Network([rng.standard_normal(shape) for shape in zip(widths[1:], widths[:-1], strict=True)], None, "tanh", loss)
     targets = rng.standard_normal((n, widths[-1])) if loss == "squared-error" else rng.integers(0, widths[-1], n)

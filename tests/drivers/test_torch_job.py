@@ -1,7 +1,6 @@
 """A job whose network is a PyTorch module through the drivers: compressed from products alone, solved with both matrices, recreated and refused when it changed."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest

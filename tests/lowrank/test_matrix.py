@@ -20,7 +20,6 @@ from hpcHess.runtime.errors import HpcHessWarning, InputError
 from hpcHess.storage.factor_file import FactorFile
 from tests.backend.device_arrays import DeviceBackend
 from tests.lowrank.test_methods import DEAD, DECAY, N, SIGNS, symmetric
-from tests.reference.dense_operator import dense
 
 
 @cache
