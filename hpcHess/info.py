@@ -88,7 +88,7 @@ def _curvature(summary):
         if "weights" in data:
             said.append(f"samples weighted by {data['weights']}")
         if curvature["entries"] == "sampled":
-            count, error = curvature["samples_per_entry"], curvature["entries_error"]
+            count, error = curvature["samples_per_entry"], curvature.get("entries_error", 0.1)
             said.append(f"sampled entries ({f'{count} draws a block' if count else f'error {error:g}'})")
         yield "curvature   " + ", ".join(said)
     if "l2" in summary:

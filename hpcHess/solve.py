@@ -53,7 +53,7 @@ def main(session, args):
             factors = matrix.factorize(damping, args.solver)
         with session.phase("solve"):
             X = factors.solve_rows(B)
-        how = f"{factors.solver}, backward error {factors.backward_error:.1e}"
+        how = f"{factors.described}, backward error {factors.backward_error:.1e}"
     else:
         rtol = args.rtol or (1e-8 if exact else RTOL)
         X, factors, how, converged = _krylov(session, matrix, operator if exact else matrix, B, damping, rtol, args.solver)
@@ -101,7 +101,7 @@ def _described(factors, matrix):
         error = factors.matrix.report.get("error_estimate", {}).get("value", np.nan)
         coarse = f" of a coarser {factors.matrix.format.upper()} matrix (error {error:.2g} of ‖H‖_F)"
     backward = "" if np.isnan(factors.backward_error) else f", backward error {factors.backward_error:.1e}"
-    return f"{factors.solver}{coarse}{backward}"
+    return f"{getattr(factors, 'described', factors.solver)}{coarse}{backward}"
 
 
 def _exact_operator(session, matrix, required):

@@ -89,6 +89,10 @@ class BlockwiseFactors(DirectFactors):
         log_abs = self._factors.log_abs + (dead * np.log(damping) if dead and damping > 0 else -np.inf if dead else 0.0)
         super().__init__(matrix, damping, log_abs, self._factors.negative, dead if damping == 0 else 0)
 
+    @property
+    def described(self):
+        return "eigenvalues and eigenvectors of the blocks" if self.negative else self.solver
+
     def solve_rows(self, B, absolute=False):
         """(H̃ + λI)⁻¹B in parameter rows, float64 [n_local, k]. Raises InputError at λ = 0 where a dead parameter's b is not 0."""
         move, X = self.matrix.to_homes, np.empty(B.shape)

@@ -64,6 +64,11 @@ class DirectFactors:
         return self.matrix.n_params - self.zero - self.negative, self.negative
 
     @property
+    def described(self):
+        """What solves, for people."""
+        return self.solver
+
+    @property
     def definite(self):
         """Whether `solve_rows` is positive definite."""
         return self.negative == 0 and self.zero == 0

@@ -15,6 +15,7 @@ Samples are taken in pieces that stay in the cache; sums over pieces are in floa
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.runtime.errors import InputError
 
 _PIECE = 1 << 17  # numbers in one [|J|, samples] temporary of the second kind
 _SPARSITY = 4  # most work by pairs of neurons and inputs, as a multiple of the block's entries
@@ -44,8 +45,11 @@ class Entries:
         return gram.astype(self.samples.dtype)
 
     def locate(self, indices):
-        """(neuron numbered through all layers, row of `samples.X`) of parameters."""
-        indices = np.asarray(indices, np.int64)
+        """(neuron numbered through all layers, row of `samples.X`) of parameters; InputError for what are no indices of them."""
+        indices = np.asarray(indices)
+        if indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= self.n_params):
+            raise InputError(f"indices of parameters must be integers of 0 … {self.n_params - 1}")
+        indices = indices.astype(np.int64, copy=False)
         layer = np.searchsorted(self._starts, indices, side="right") - 1
         local, inner = indices - self._starts[layer], self._inner[layer]
         is_bias = local >= self._n_weights[layer]

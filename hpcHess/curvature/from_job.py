@@ -66,18 +66,26 @@ def _whole_operator(job, comm, dtype, network):
     problem, curvature = load_problem(job, comm, network), job["curvature"]
     options = {key: curvature[key] for key in ("draws", "seed")} if curvature["kind"] == "mc-fisher" else {}
     with together(comm):
-        part = problem.network.restricted([each - 1 for each in curvature["layers"]]) if "layers" in curvature else problem.network
+        part = _chosen_layers(problem.network, curvature["layers"]) if "layers" in curvature else problem.network
     operator = KINDS[curvature["kind"]](part, problem.inputs, problem.targets, problem.weights, comm, dtype, **options)
     digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
     summary = f"n = {operator.n_samples} samples, d = {operator.n_outputs} outputs"
     return operator, Origin(digests, summary, problem.network if "fit" in job["network"] else None)
 
 
+def _chosen_layers(network, layers):
+    """The network restricted to layers counted from 1, as job files count them."""
+    wrong = next((each for each in layers if each > network.n_layers), None)
+    if wrong is not None:
+        raise InputError(f"curvature.layers must be of 1 … {network.n_layers}, the network's layers, not {wrong}")
+    return network.restricted([each - 1 for each in layers])
+
+
 def _with_parts(operator, origin, job):
     """(operator, Origin) with curvature.entries, curvature.parameters and curvature.l2. Collective."""
     comm, curvature, path = operator.comm, job["curvature"], job.path("curvature", "parameters")
     if curvature["entries"] == "sampled":
-        operator = SampledEntries(operator, curvature["samples_per_entry"], curvature["entries_error"], curvature["seed"])
+        operator = SampledEntries(operator, curvature["samples_per_entry"], curvature.get("entries_error", 0.1), curvature["seed"])
         origin = replace(origin, summary=f"{origin.summary}, entries from {operator.entry_draws or 'all'} samples a block")
     if path is not None:
         indices = on_root(comm, lambda: checked_indices(read_npy(path), operator.shape[0], path))
@@ -113,5 +121,5 @@ def recorded_operator(comm, job_text, job_directory, network, provenance, dtype=
         operator, origin = _with_parts(operator, origin, job)
     for key, digest in origin.digests.items():
         if provenance.get(key) != digest:
-            raise InputError(f"the {key.removesuffix('_hash')} changed since the compression (their hashes differ)")
+            raise InputError(f"the {key.removesuffix('_hash')} changed since the compression (their hashes differ): bring it back, or compress again")
     return operator

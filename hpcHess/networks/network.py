@@ -57,7 +57,7 @@ class Network:
         layers = [int(each) for each in layers]
         wrong = next((each for each in layers if not 0 <= each < self.n_layers), None)
         if wrong is not None or not layers or len(set(layers)) < len(layers):
-            raise InputError(f"layers must be different ones of 1 … {self.n_layers}, at least one, not {[each + 1 for each in layers]}")
+            raise InputError(f"layers must be different ones of 0 … {self.n_layers - 1} (counted from 0), at least one, not {layers}")
         result = copy.copy(self)
         result.chosen = tuple(sorted(layers))
         return result

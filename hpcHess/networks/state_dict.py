@@ -59,7 +59,7 @@ def _paired(arrays):
         raise InputError(f"unsupported {'layer' if len(odd) == 1 else 'layers'} {some}: {_ADVICE}")
     alone = next((key for module, key in found["bias"].items() if module not in found["weight"]), None)
     if alone is not None:
-        raise InputError(f"{alone} has no {alone[: -len('bias')]}weight")
+        raise InputError(f"{alone} has no {alone[: -len('bias')]}weight: the file lacks it, or has a key of another network too many")
     if not found["weight"]:
         raise InputError("it holds no weights: the keys are like 0.weight, 0.bias, 2.weight or fc1.weight, …")
     return found["weight"], found["bias"]
@@ -105,7 +105,7 @@ def _in_order(modules, shapes, ordered, keys):
     shown = sorted(modules, key=lambda module: [(kind, numbers) for kind, numbers in parts[module]])
     if not found:
         some = ", ".join(f"{keys[module]} {list(shapes[module])}" for module in shown[:8]) + (", …" if len(shown) > 8 else "")
-        raise InputError(f"shapes do not chain in any order that the names allow: {some}")
+        raise InputError(f"shapes do not chain in any order that the names allow: {some}; a key is missing, or belongs to another network")
     if len(found) > 1:
         ways = " or ".join(" → ".join(order[:6]) for order in found)
         raise InputError(f"the order of the layers is not clear, {ways}: save it as .pt, which keeps the order, or with keys 0.weight, 2.weight, …")

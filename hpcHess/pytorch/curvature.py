@@ -146,6 +146,8 @@ class TorchCurvature(SummedOperator):
         with together(self.comm):
             share = self.partial_matmat(V)
             if not np.isfinite(share).all():
+                if not np.isfinite(V).all():
+                    raise InputError("the vectors to be multiplied are not finite")
                 raise InputError(f"the module's {self.kind} products are not finite in {self.dtype}: scale the inputs, or the parameters")
         return share
 
@@ -217,7 +219,9 @@ def _checked_weights(weights, n):
         raise InputError(f"weights must be {n} real numbers, one a sample, not {weights.dtype} of the shape {list(weights.shape)}")
     weights = weights.astype(np.float64)
     if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
-        raise InputError("weights must be finite and not negative, and not all of them zero")
+        wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        reason = f"{weights[wrong[0]]} of sample {wrong[0]} (counted from 0)" if len(wrong) else "all of them are zero"
+        raise InputError(f"weights must be finite and not negative, and not all of them zero: {reason}")
     return weights
 
 

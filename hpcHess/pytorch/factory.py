@@ -24,13 +24,13 @@ def call_factory(name, folder):
     with _searched(folder):
         try:
             factory = getattr(importlib.import_module(place), function)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script's exit would end the job as if all were done
             raise InputError(f"network.torch: cannot import {name}: {_said(error)}") from error
         if not callable(factory):
             raise InputError(f"network.torch: {name} is no function")
         try:
             made = factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"network.torch: {name}() failed: {_said(error)}") from error
     parts = made if isinstance(made, tuple) else (made,)
     if len(parts) not in (1, 3, 4) or not isinstance(parts[0], nn.Module):

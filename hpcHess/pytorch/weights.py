@@ -29,13 +29,13 @@ def read_state_dict(path):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class) (\S+)", str(error))
-        what = f"Python objects ({found[1] or found[2]})" if found else "Python objects, or is damaged"
-        raise InputError(f"cannot read {path}: it holds {what}, which are never unpickled: {_SAVE}") from None
+        what = f"Python objects ({found[1] or found[2]})" if found else "Python objects, or is damaged, or no file of torch.save"
+        raise InputError(f"cannot read {path}: it holds {what}; nothing is ever unpickled: {_SAVE}") from None
     except Exception as error:  # a damaged file fails anywhere in PyTorch's readers
         if "TorchScript" in str(error):
             raise InputError(f"cannot read {path}: it is a TorchScript archive: {_SAVE}") from None
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"cannot read {path}: {said[0][:200]}") from None
+        raise InputError(f"cannot read {path}: it is damaged, or no file of torch.save ({said[0][:200]}): {_SAVE} again") from None
     return {name: _array(path, name, each) for name, each in _state_dict(path, content).items()}
 
 

@@ -17,6 +17,7 @@ from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.schema import ONLY, SCHEMA, checked_value
 
 _SUBTABLES = {"network": ("fit",)}
+OF_ENTRIES = ("hss", "fmm", "dense", "block-diagonal")
 _OF_A_NETWORK = ("network", "network.fit", "data", "curvature")
 
 
@@ -227,8 +228,15 @@ def _check_curvature(tables):
             raise InputError(f"{wrong[0]} is not for network.torch: its module says what it is, and offers products alone")
     if curvature["draws"] != 1 and curvature["kind"] != "mc-fisher":
         raise InputError(f'curvature.draws = {curvature["draws"]} is for curvature.kind = "mc-fisher"')
-    if curvature["entries"] != "sampled" and curvature["samples_per_entry"]:
-        raise InputError('curvature.samples_per_entry needs curvature.entries = "sampled"')
+    for key in ("samples_per_entry", "entries_error"):
+        if curvature["entries"] != "sampled" and curvature.get(key):
+            raise InputError(f'curvature.{key} needs curvature.entries = "sampled"')
+    if curvature["samples_per_entry"] and "entries_error" in curvature:
+        raise InputError("give curvature.samples_per_entry or curvature.entries_error, which says how many samples, not both")
+    if curvature["seed"] and curvature["kind"] != "mc-fisher" and curvature["entries"] != "sampled":
+        raise InputError(f'curvature.seed = {curvature["seed"]} is for curvature.kind = "mc-fisher" and curvature.entries = "sampled"; other seeds: compress.seed')
+    if curvature["entries"] == "sampled" and tables["compress"]["format"] not in OF_ENTRIES:
+        raise InputError(f'curvature.entries = "sampled" is for formats made of entries, {", ".join(OF_ENTRIES)}, not "{tables["compress"]["format"]}"')
     if curvature["entries"] == "sampled" and curvature["kind"] == "hessian":
         raise InputError('curvature.entries = "sampled" is for matrices of Gram type: the bounds of importance sampling do not hold for kind = "hessian"')
 

@@ -76,7 +76,7 @@ SCHEMA = {
         "seed": Key(INTEGER, 0, "mc-fisher: of the labels; entries = sampled: of the draws", least=0),
         "entries": Key(TEXT, "exact", "how entries are evaluated (docs/ENTRIES.md)", ENTRIES),
         "samples_per_entry": Key(INTEGER, 0, "sampled: samples drawn for a block of entries; 0: as many as entries_error asks for", least=0),
-        "entries_error": Key(NUMBER, 0.1, "sampled: ε, the deviation of an entry relative to √(H_jj H_kk)", within=(0, 1)),
+        "entries_error": Key(NUMBER, None, "sampled: ε, the deviation of an entry relative to √(H_jj H_kk); default 0.1", within=(0, 1)),
     },
     "matrix": {
         "file": Key(TEXT, None, "instead of network and data: K.npy, K.h5:/K, or any other name: raw little-endian float32, row-major"),

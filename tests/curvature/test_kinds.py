@@ -9,6 +9,7 @@ from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.sample_gram import hessian_norms2
 from hpcHess.networks.losses import LOSSES
 from hpcHess.networks.network import Network
+from hpcHess.runtime.errors import InputError
 from tests.curvature.networks import CASES, N_SAMPLES, WEIGHTS, make
 
 pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed")
@@ -126,3 +127,10 @@ def test_entries_without_a_stored_kernel(case, comm, monkeypatch, gemm):
     I = np.random.default_rng(0).integers(0, network.n_params, 17)
     for made, H in ((GaussNewton, autograd.gauss_newton(network, x)), (EmpiricalFisher, autograd.outer_products(network, x, y))):
         near(made(network, x, y, comm=comm).entries(I, I[3:12]), H[np.ix_(I, I[3:12])])
+
+
+@pytest.mark.parametrize("wrong", [[0, 10**6], [-1], [0.7], [True]])
+def test_indices_that_are_none(comm, wrong):
+    network, x, y = make("autoencoder")
+    with pytest.raises(InputError, match=f"integers of 0 … {network.n_params - 1}"):
+        GaussNewton(network, x, y, comm=comm).entries([0, 1], wrong)

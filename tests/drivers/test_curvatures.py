@@ -142,7 +142,7 @@ WRONG = {  # what is wrong: (how to spoil the job's folder, keys, words of the m
     "parameters and layers": (None, ["curvature.parameters=I.npy", "curvature.layers=[1]"], ["not both"]),
     "parameters and quadrature": (None, ["curvature.parameters=I.npy", "data.quadrature=50", "compress.rtol=0.5"], ["quadrature", "curvature.layers"]),
     "parameters of samples": (None, ["curvature.parameters=I.npy", "compress.format=data-woodbury"], ["data-woodbury", "curvature.layers"]),
-    "no such layer": (None, ["curvature.layers=[4]"], ["layers", "1 … 3", "[4]"]),
+    "no such layer": (None, ["curvature.layers=[4]"], ["curvature.layers", "1 … 3", "not 4"]),
     "layers twice": (None, ["curvature.layers=[1, 1]"], ["curvature.layers"]),
     "l2 negative": (None, ["curvature.l2=-1e-3"], ["curvature.l2"]),
     "l2 infinite": (None, ["curvature.l2=inf"], ["curvature.l2"]),

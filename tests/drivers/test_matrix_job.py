@@ -80,7 +80,7 @@ def test_a_changed_matrix_is_noticed(dense_case, folder):
     K[9, 8] = K[8, 9] = np.nextafter(K[8, 9], 1)
     on_root(lambda: np.save(at / "K.npy", K))
     exact = ("multiply", at / "F.h5", "--input", V, "--output", at / "U.npy", "--exact")
-    assert ok(drive(*exact), 2).errors == ["hpcHess: error: the matrix changed since the compression (their hashes differ)"]
+    assert ok(drive(*exact), 2).errors == ["hpcHess: error: the matrix changed since the compression (their hashes differ): bring it back, or compress again"]
     on_root(lambda: (at / "K.npy").unlink())
     assert "does not exist" in ok(drive(*exact), 2).errors[0]
     run = ok(drive("solve", at / "F.h5", "--rhs", V, "--output", at / "X.npy", "--damping", 1.0))

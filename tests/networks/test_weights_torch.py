@@ -98,7 +98,7 @@ class Model(torch.nn.Module):
 def test_objects_are_never_unpickled(tmp_path, content, found):
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(
-        InputError, match=rf"net.pt: it holds Python objects \(.*{found}\), which are never unpickled: save model.state_dict"
+        InputError, match=rf"net.pt: it holds Python objects \(.*{found}\); nothing is ever unpickled: save model.state_dict"
     ) as caught:
         read_network(tmp_path / "net.pt")
     assert "\n" not in str(caught.value)

@@ -32,7 +32,6 @@ def test_defaults_are_filled_in(job_path, tmp_path):
         "seed": 0,
         "entries": "exact",
         "samples_per_entry": 0,
-        "entries_error": 0.1,
     }
     assert job["compress"] == {
         "format": "hss",
@@ -148,6 +147,10 @@ def test_a_quadrature_is_a_count_or_an_error(job_path):
         (["compress.sampling=products", "compress.format=fmm"], 'compress.sampling = "products" compresses to compress.format = "hss"'),
         (["compress.n_neighbors=0"], "compress.n_neighbors must be at least 1"),
         (["compress.solver=lu"], "compress.solver must be elimination or ulv or woodbury"),
+        (["curvature.entries=sampled", "curvature.samples_per_entry=9", "curvature.entries_error=0.2"], "not both"),
+        (["curvature.entries=sampled", "compress.format=low-rank"], "formats made of entries, hss, fmm"),
+        (["curvature.entries_error=0.2"], 'entries_error needs curvature.entries = "sampled"'),
+        (["curvature.seed=3"], "curvature.seed = 3 is for"),
         (["curvature.kind=hessean"], "curvature.kind must be gauss-newton"),
         (["network.activation=gelo"], "network.activation must be relu or leaky-relu or tanh or .*did you mean gelu"),
         (["network.loss=hinge"], "network.loss must be"),
