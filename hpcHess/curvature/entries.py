@@ -34,6 +34,9 @@ class Entries:
         self._n_weights = self._inner * network.widths[1:]
         first = samples.n_layers if samples.M[-1] is None else max(0, samples.n_layers - 2)
         self._separable = int(samples.neuron_starts[first])  # neurons from here on have C_i e_p = g_ip M e_p
+        by_columns = hasattr(kernel, "columns")  # the Hessian's has none
+        stored = samples.C[-1] is not None or samples.output is None
+        self._outer = 0 if not by_columns else int(samples.neuron_starts[-1 if stored else -2])
         self._gram = None if first == samples.n_layers else self._shared_gram(first)
 
     def _shared_gram(self, first):
@@ -112,13 +115,23 @@ class Entries:
         return A
 
     def _add_by_neuron(self, I, J, H):
-        """H += Σ_i x_iq x_iq' κ_i(p, p'), neuron by neuron of the side that has fewer."""
+        """H += Σ_i x_iq x_iq' κ_i(p, p') where κ is not that of shared factors."""
         if not H.size:
             return
         if self.kernel.stored is not None and I.extent() * J.extent() <= _SPARSITY * H.size and _fewer_products(I, J):
             return self._add_by_pairs(I, J, H)
-        if self.kernel.stored is None and H.size <= _GEMM * len(I.neurons) * len(J.neurons) and hasattr(self.kernel, "columns"):
-            return self._add_columns(I, J, H)
+        a, b = (np.searchsorted(side.neuron, self._outer) for side in (I, J))  # κ with neurons from there on is one number a sample
+        hidden_I, hidden_J = I.part(slice(0, a)), J.part(slice(0, b))
+        if self.kernel.stored is not None or not 0 < a * b <= _GEMM * len(hidden_I.neurons) * len(hidden_J.neurons):
+            return self._add_one_by_one(I, J, H)
+        self._add_columns(hidden_I, hidden_J, H[:a, :b])
+        self._add_one_by_one(hidden_I, J.part(slice(b, None)), H[:a, b:])
+        self._add_one_by_one(I.part(slice(a, None)), J, H[a:])
+
+    def _add_one_by_one(self, I, J, H):
+        """The same, neuron by neuron of the side that has fewer."""
+        if not H.size:
+            return
         if len(J.neurons) < len(I.neurons):
             I, J, H = J, I, H.T
         n, step = self.samples.n, max(32, _PIECE // max(len(J.row), self.kernel.width(len(J.neurons))))
@@ -149,7 +162,7 @@ class Entries:
         total, step = np.zeros(shape), max(32, _ROWS // max(shape))
         for lo in range(0, n, step):
             piece = slice(lo, min(n, lo + step))
-            kappa = self.kernel.stored[I.neurons[:, None], J.neurons, piece]
+            kappa = self.kernel.stored[self.kernel.place[I.neurons][:, None], self.kernel.place[J.neurons], piece]
             pairs = X[I.inputs, None, piece] * X[J.inputs, piece]
             total += kappa.reshape(shape[0], -1) @ pairs.reshape(shape[1], -1).T
         H += total[I.of[:, None] * len(J.neurons) + J.of, I.of_input[:, None] * len(J.inputs) + J.of_input]

@@ -93,7 +93,7 @@ class GaussNewton(SummedOperator):
             if not self.samples.finite(self.mine):
                 raise InputError(f"the network overflows on these inputs in {self.dtype}: scale the inputs or the weights")
         self._products = Products(network, self.samples, self.mine, arrays)
-        self._entries = Entries(network, self.samples, Kernel(self.samples, comm, self._kernel_bytes))
+        self._entries = Entries(network, self.samples, Kernel(self.samples, network.chosen, comm, self._kernel_bytes))
         self.alive = np.flatnonzero(self.by_parameter(self._sees, np.float32, MPI.MAX)).astype(np.int64)
 
     def __repr__(self):
@@ -149,11 +149,11 @@ class GaussNewton(SummedOperator):
     def neuron_groups(self, most):
         """(groups int64 [N], starts int64 [L + 1], chosen int64 [c], K [c, c]): each parameter's neuron, numbered through all layers that begin
         at `starts`, and the mean kernel K_pp' = Σ_i w_i κ_i(p, p') of all neurons, or of about `most` of them, evenly spaced in each
-        layer. Not collective; the same for any number of ranks.
+        chosen layer. Not collective; the same for any number of ranks.
         """
         starts = self.samples.neuron_starts
         share = max(2, most // self.samples.n_layers) if starts[-1] > most else int(starts[-1])
-        chosen = [np.unique(np.linspace(a, b - 1, min(share, b - a)).astype(np.int64)) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        chosen = [np.unique(np.linspace(a, b - 1, min(share, b - a)).astype(np.int64)) for a, b in (starts[at : at + 2] for at in self.network.chosen)]
         chosen = np.concatenate(chosen)
         return self._entries.locate(np.arange(self.n_params))[0], starts, chosen, self._entries.mean_kernel(chosen).astype(np.float64)
 

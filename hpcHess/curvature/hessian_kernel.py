@@ -32,6 +32,7 @@ class HessianKernel:
         self.stored = self.moves = None
         self._held = []
         self.count, self.n_hidden = int(self.starts[-1]), int(self.starts[-2])
+        self.place = np.arange(self.count)
         n_rows = self.count if samples.M[-1] is None else int(self.starts[max(0, n_layers - 2)])
         n_moves = int(self.starts[max(0, n_layers - 2)])
         if n_rows and (n_rows * self.count + n_moves * self.n_hidden) * samples.n * samples.dtype.itemsize <= kernel.STORED_BYTES:

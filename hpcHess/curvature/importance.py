@@ -42,8 +42,8 @@ class ImportanceSampler:
         step = max(1, _PIECE // max(1, int(starts[-1])))
         for lo in range(share.start, share.stop, step):
             piece = slice(lo, min(share.stop, lo + step))
-            for layer, (a, b) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
-                self._held.array[a:b, piece] = np.sqrt(self.samples.own_kernel(layer, piece))
+            for layer in np.flatnonzero(self.samples.inner):  # the chosen ones
+                self._held.array[starts[layer] : starts[layer + 1], piece] = np.sqrt(self.samples.own_kernel(int(layer), piece))
         self._held.fence()
         self.norms = self._held.array
 
@@ -151,7 +151,8 @@ class ImportanceSampler:
         """κ_i(p, p') for neurons I and J, sorted, at drawn samples, float64 [|I|, |J|, #drawn]."""
         stored, rank, entries = self.entries.kernel.stored, self.samples.rank, self.entries
         if stored is not None and len(I) * len(J) <= rank * (len(I) + len(J)):
-            return stored[I[:, None, None], J[:, None], drawn].astype(np.float64)
+            place = entries.kernel.place
+            return stored[place[I][:, None, None], place[J][:, None], drawn].astype(np.float64)
         result, a, b = np.empty((len(I), len(J), len(drawn))), *(np.searchsorted(each, entries._separable) for each in (I, J))
         for rows, columns in ((slice(0, a), slice(0, None)), (slice(a, None), slice(0, b))):
             if result[rows, columns].size:

@@ -39,7 +39,7 @@ class Samples:
     slopes  [Σ_{ℓ<L} d_ℓ, n]: s' of the hidden layers; layer ℓ's: `slope(ℓ)`
     p, rest [d, n]: probabilities and 1 − p (cross-entropy, else None)
     q       [d, n]: the diagonal of Q (binary cross-entropy, squared error behind an output activation; else None)
-    C       list over the layers: [d_ℓ, r, n], or None where the factor is not stored
+    C       list over the layers: [d_ℓ, r, n], or None where the factor is not stored: shared, of the last layer, or of a layer that is not chosen
     M       list over the layers: [d_ℓ, r] of the shared factors, or None; `rank` is r
 
     loss    what takes the place of the loss as a function of a^L: CrossEntropy, SquaredError, Diagonal or OuterProduct
@@ -61,8 +61,10 @@ class Samples:
         self.slopes = self._allocate(comm, (int(self.neuron_starts[-2]), self.n))
         self.p, self.rest = (None if self.loss is not CrossEntropy else self._allocate(comm, (self.widths[-1], self.n)) for _ in range(2))
         self.q = None if self.loss is not Diagonal else self._allocate(comm, (self.widths[-1], self.n))
-        stored = self.n_layers - (2 if self.loss.constant else 1 if targets is None else 0)
-        self.C = [self._allocate(comm, (width, self.rank, self.n)) if layer < stored else None for layer, width in enumerate(self.widths[1:])]
+        last = self.n_layers - (2 if self.loss.constant else 1 if targets is None else 0)  # from here on C is not stored
+        stored = {layer for layer in network.chosen if layer < last} | ({self.n_layers - 1} if targets is not None else set())
+        self.C = [self._allocate(comm, (width, self.rank, self.n)) if layer in stored else None for layer, width in enumerate(self.widths[1:])]
+        self._lowest = min(stored, default=self.n_layers)  # down to which C is made
         self._scale = None if weights is None else np.sqrt(self.n * np.asarray(weights, np.float64))
         self._fill(network, inputs)
         self._targets = None
@@ -128,7 +130,7 @@ class Samples:
     def _fill(self, network, inputs):
         """Forward and backward sweeps in float64 for this rank's share of the host's samples. Collective over the host."""
         share = self._held[0].share_of(self.n)
-        widest = max(self.widths) * max([1, *(C.shape[1] for C in self.C if C is not None)])
+        widest = max(max(self.widths), self.rank * max(self.widths[1 + self._lowest :], default=0))
         step = max(1, _BLOCK // widest)
         for a in range(share.start, share.stop, step):
             block = slice(a, min(share.stop, a + step))
@@ -166,12 +168,12 @@ class Samples:
             self._gradients = slope * LOSSES[network.loss].gradient(z, targets)
 
     def _backward(self, network, slopes, block):
-        """Store C of the layers that have one, from the last of them to the first: [d_ℓ, r, samples]."""
+        """Store C of the layers that have one, from the last of them to the first, and none below: [d_ℓ, r, samples]."""
         C = None
         if self._targets is not None:
             C = self._gradients[:, None]
             self.C[-1][:, :, block] = C
-        for layer in range(self.n_layers - 2, -1, -1):
+        for layer in range(self.n_layers - 2, self._lowest - 1, -1):
             W = network.weights[layer + 1]
             if C is not None:
                 C = (W.T @ C.reshape(len(W), -1)).reshape(W.shape[1], *C.shape[1:]) * slopes[layer][:, None]

@@ -284,3 +284,23 @@ def test_a_network_that_overflows_is_refused(comm):
     network, inputs = make("relu classes")
     with pytest.raises(InputError, match="overflows"), np.errstate(all="ignore"):
         GaussNewton(network, inputs * 1e300, comm=comm, dtype="float32")
+
+
+@pytest.mark.parametrize("chosen", [None, [1], [0]])
+def test_making_it_stays_within_its_bound(monkeypatch, chosen):
+    """Factors that are not stored are not formed either; what is stored is formed in pieces."""
+    monkeypatch.setattr(samples, "_BLOCK", 1 << 17)
+    monkeypatch.setattr(kernel, "_NUMBERS", 1 << 17)
+    rng = np.random.default_rng(0)
+    for widths, loss in (((20, 150, 300), "squared-error"), ((20, 40, 60), "cross-entropy")):
+        network = Network([rng.standard_normal(shape) for shape in zip(widths[1:], widths[:-1], strict=True)], loss=loss)
+        network = network if chosen is None else network.restricted(chosen)
+        x = rng.standard_normal((400, 20))
+        tracemalloc.start()
+        made = GaussNewton(network, x, comm=MPI.COMM_SELF)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        held = [made.samples.X, made.samples.slopes, made.samples.p, *made.samples.C, made._entries.kernel.stored]
+        assert used <= sum(each.nbytes for each in held if each is not None) + 12 * 8 * (1 << 17), (widths, used)
+        stored = [each is not None for each in made.samples.C]
+        assert stored == [loss == "cross-entropy" and chosen != [1], False]
