@@ -13,7 +13,9 @@ class RegularizedMatrix(CompressedMatrix):
 
     Everything it says is of the sum: products, diagonal, trace, norm, solves (H̃ + (l2 + λ) I)⁻¹ with a damping λ apart, log-determinants, inertia,
     λ_max (and λ_min) of the report. What H̃ was judged by stays what it is without the term: `report["rtol"]`, `error_estimate` and `norm_frobenius` are
-    relative to ‖H‖_F, which for a semidefinite H is smaller than ‖H + l2 I‖_F; H̃ + l2 I is nearer to H + l2 I than they say.
+    of H and relative to ‖H‖_F. The error is that of the sum too, (H̃ + l2 I) − (H + l2 I) = H̃ − H, and relative to ‖H + l2 I‖_F, which for a semidefinite
+    H is no smaller than ‖H‖_F, it is no larger. So much of the matrix; products in float32 round l2 V and the sum as well, by up to
+    6e-8 (‖H̃V‖_F + 3 l2 ‖V‖_F), which for l2 ≫ ‖H‖ may be more than that error.
     """
 
     def __init__(self, unregularized, l2, report=None):

@@ -38,7 +38,7 @@ class Regularized:
         self.alive = np.arange(self.n_params) if self.l2 else operator.alive
         starts = row_starts(self.n_params, self.comm.size)
         self._own = slice(*(int(at) for at in starts[self.comm.rank : self.comm.rank + 2]))
-        for name in ("n_samples", "n_outputs", "entry_draws", "input_groups", "neuron_groups", "close"):
+        for name in ("n_samples", "n_outputs", "entry_draws", "indefinite", "input_groups", "neuron_groups", "close"):
             if hasattr(operator, name):
                 setattr(self, name, getattr(operator, name))
         for name in ("diagonal", "entries", "entries_batch", "partial_probe"):

@@ -14,8 +14,10 @@ import hpcHess as hh
 from hpcHess.compressed.regularized import RegularizedMatrix
 from hpcHess.curvature.black_box import BlackBox
 from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.curvature.hessian import Hessian
 from hpcHess.curvature.quadrature import quadrature
 from hpcHess.curvature.regularized import Regularized
+from hpcHess.curvature.submatrix import PrincipalSubmatrix
 from hpcHess.formats.compress import compress
 from hpcHess.formats.registry import FORMATS
 from hpcHess.networks.network import Network
@@ -147,6 +149,78 @@ def test_a_damping_that_does_not_cover_the_error_names_both():
     found = compress(Regularized(base, 1e-6), 0.2, "hss", leaf_size=8)
     with pytest.warns(HpcHessWarning, match=r"damping 1e-06 \+ l2 = 2e-06 is not larger") if COMM.rank == 0 else warnings.catch_warnings():
         found.factorize(1e-6)
+
+
+@cache
+def indefinite():
+    """The exact Hessian of the same."""
+    return Hessian(*classifier(), comm=COMM)
+
+
+@pytest.mark.parametrize("name", ["dense", "hss", "low-rank"])
+def test_an_indefinite_matrix(name, shared_tmp):
+    """λ_min is moved where it is reported, read and known of factors."""
+    options = {"dtype": "float64"} | ({"leaf_size": 12} if name == "hss" else {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HpcHessWarning)
+        H, plain = (compress(each, 1e-8, name, **options) for each in (Regularized(indefinite(), L2), indefinite()))
+        smallest = np.linalg.eigvalsh(plain @ np.eye(H.n_params))[0]
+        assert smallest < -3 * L2 and smallest <= plain.report["lambda_min"] <= 0.9 * smallest
+        assert H.report["lambda_min"] == pytest.approx(plain.report["lambda_min"] + L2, rel=1e-9)
+        H.save(shared_tmp / "F.h5")
+        again = hh.load(shared_tmp / "F.h5", COMM)
+        assert again.report["lambda_min"] == H.report["lambda_min"]
+        assert again.unregularized.report["lambda_min"] == pytest.approx(plain.report["lambda_min"], rel=1e-9)
+        assert H.indefinite < 0
+        assert H.factorize(0.5 * L2).negative and H.indefinite == pytest.approx(0.5 * L2) and H.unregularized.indefinite == pytest.approx(1.5 * L2)
+
+
+def test_nested_operators_are_indefinite():
+    """A block of the sum, the sum of a block, and both again: λ_min is reported, what needs a semidefinite matrix refuses."""
+    H, I, J = indefinite() @ np.eye(len(problem()[1])), np.arange(60, 7, -1), np.arange(1, 50)
+    of_sum = PrincipalSubmatrix(Regularized(indefinite(), L2), I)
+    nested = {
+        "block of the sum": (of_sum, H[np.ix_(I, I)] + L2 * np.eye(len(I))),
+        "sum of a block": (Regularized(PrincipalSubmatrix(indefinite(), I), L2), H[np.ix_(I, I)] + L2 * np.eye(len(I))),
+        "both": (PrincipalSubmatrix(Regularized(of_sum, L2), J), H[np.ix_(I[J], I[J])] + 2 * L2 * np.eye(len(J))),
+    }
+    for name, (operator, exact) in nested.items():
+        smallest = np.linalg.eigvalsh(exact)[0]
+        assert operator.indefinite and smallest < 0, name
+        for format in ("dense", "low-rank"):
+            found = compress(operator, 1e-8, format, dtype="float64", **({"method": "randomized"} if format == "low-rank" else {})).report
+            assert smallest - 1e-9 <= found["lambda_min"] <= 0.8 * smallest, name
+        with pytest.raises(InputError, match="indefinite"):
+            compress(operator, 1e-2, "low-rank", method="nystrom")
+    for operator in (Regularized(problem()[0], L2), PrincipalSubmatrix(Regularized(problem()[0], L2), I)):
+        assert not hasattr(operator, "indefinite") and "lambda_min" not in compress(operator, 1e-2, "dense").report
+
+
+def test_factors_of_a_larger_shift_say_which():
+    """The error is larger than λ + l2: what preconditions is of μ > λ + l2, as factors of H̃ + l2 I its damping is μ − l2."""
+    l2, damping = 1e-5, 2e-5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HpcHessWarning)
+        H = compress(Regularized(problem()[0], l2), 0.2, "hss", leaf_size=8, dtype="float64")
+        inner, factors = (M.preconditioning_factors(d) for M, d in ((H.unregularized, damping + l2), (H, damping)))
+        assert inner.damping > 10 * (damping + l2) and factors.damping == pytest.approx(inner.damping - l2, rel=1e-14) and factors.matrix is H
+        exactly = H.factors(damping)
+    assert exactly.damping == damping
+    for each in (factors, exactly):
+        B = np.ones((H.n_params, 1))[H.mine]
+        X = each.solve_rows(B)
+        np.testing.assert_allclose(each.matrix.matmat_rows(X) + each.damping * X, B, atol=1e-9)
+
+
+def test_a_large_term_in_single_precision():
+    """H̃ + l2 I is as near as H̃; a product in float32 rounds by what the class says, here more than that."""
+    exact, l2 = problem()[1], 1e7
+    H = compress(Regularized(problem()[0], l2), 1e-3, "dense", dtype="float32")
+    V = np.random.default_rng(3).standard_normal((len(exact), 4)).astype(np.float32)
+    double = H @ V.astype(np.float64)
+    rounding = np.linalg.norm((H @ V).astype(np.float64) - double)
+    assert rounding <= 6e-8 * (np.linalg.norm(H.unregularized @ V) + 3 * l2 * np.linalg.norm(V))
+    assert np.linalg.norm(double - exact @ V - l2 * V.astype(np.float64)) < 1e-3 * np.linalg.norm(exact) * np.linalg.norm(V) < 1e3 * rounding
 
 
 def test_an_operator_without_entries():
