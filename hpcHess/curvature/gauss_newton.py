@@ -17,7 +17,8 @@ from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 
 EXACT_INPUTS = 1024  # samples up to which inputs are compared without a projection
-_SAMPLES = 4096  # of one step of the diagonal
+_SAMPLES = 4096  # of one step of the diagonal, at most, and
+_NUMBERS = 1 << 24  # in one of its temporaries over the samples
 
 
 class GaussNewton(SummedOperator):
@@ -169,12 +170,12 @@ class GaussNewton(SummedOperator):
     def by_parameter(self, part, dtype, operation):
         """`part(layer, piece)` [d_ℓ, d_{ℓ−1} + 1] combined (MPI.SUM or MPI.MAX) over all samples, in parameter order, [N]. Collective."""
         combine = np.add if operation == MPI.SUM else np.maximum
-        result = []
+        result, step = [], max(1, min(_SAMPLES, _NUMBERS // (sum(self.network.widths) + 1)))
         for layer in self.network.chosen:
             W = self.network.weights[layer]
             total = np.zeros((W.shape[0], W.shape[1] + 1), dtype)
-            for lo in range(self.mine.start, self.mine.stop, _SAMPLES):
-                combine(total, part(layer, slice(lo, min(self.mine.stop, lo + _SAMPLES))), out=total)
+            for lo in range(self.mine.start, self.mine.stop, step):
+                combine(total, part(layer, slice(lo, min(self.mine.stop, lo + step))), out=total)
             result.append(total[:, :-1].ravel())
             if self.network.has_bias[layer]:
                 result.append(total[:, -1])

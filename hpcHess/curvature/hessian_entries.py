@@ -38,9 +38,9 @@ class HessianEntries(Entries):
                 add(low, high, I.part(parts_I[low]), J.part(parts_J[high]), H[parts_I[low], parts_J[high]])
                 add(low, high, J.part(parts_J[low]), I.part(parts_I[high]), H[parts_I[high], parts_J[low]].T)
 
-    def _pieces(self, I, J):
-        """Slices of the samples for temporaries of both sides."""
-        n, step = self.samples.n, max(32, _ROWS // max(len(I.row), len(J.row), 1))
+    def _pieces(self, I, J, most=_ROWS):
+        """Slices of the samples, at most so many each, for temporaries of both sides."""
+        n, step = self.samples.n, min(most, max(32, _ROWS // max(len(I.row), len(J.row), 1)))
         return (slice(lo, min(n, lo + step)) for lo in range(0, n, step))
 
     def _add_bends(self, layer, I, J, H):
@@ -68,7 +68,8 @@ class HessianEntries(Entries):
         """H += Σ_i x_iq δ_ip' F_i(q', p), J of a layer at least two after I's."""
         inputs = J.row - self.samples.row_starts[high]
         weights = np.flatnonzero(inputs < self.samples.widths[high])  # not biases
-        for piece in self._pieces(I, J) if len(weights) and len(I.row) else ():
+        most = self.samples.n if self.kernel.moves is not None else self.kernel.at_once
+        for piece in self._pieces(I, J, most) if len(weights) and len(I.row) else ():
             X_I, delta, moved = self.samples.X[I.row, piece], self.gradients.deltas[J.neuron[weights], piece], inputs[weights]
             for at, p in enumerate(I.neurons):
                 F = self.kernel.moved(p, high - 1, piece)[moved]

@@ -56,9 +56,14 @@ class HessianKernel:
             held.fence()
         self.stored, self.moves = B, F
 
+    @property
+    def at_once(self):
+        """Samples of a sweep that is not too large, for one neuron at least."""
+        return max(32, min(1024, _NUMBERS // max(1, self.count)))
+
     def batches(self, local, share):
         """(neurons, slice of samples) of sweeps that are not too large, for neurons of one layer and a slice of samples."""
-        step = max(32, min(1024, _NUMBERS // max(1, self.count)))
+        step = self.at_once
         width = max(1, _NUMBERS // (step * self.count))
         for lo in range(share.start, share.stop, step):
             piece = slice(lo, min(share.stop, lo + step))
@@ -134,7 +139,7 @@ class HessianKernel:
         return int(np.searchsorted(self.starts, p, side="right")) - 1
 
     def moved(self, p, above, piece):
-        """F(h, p) of the neurons h of the hidden layer `above` that of p, [d, m]."""
+        """F(h, p) of the neurons h of the hidden layer `above` that of p, [d, m]; where they are not stored, m ≤ `at_once` keeps the sweep small."""
         if self.moves is not None:
             return self.moves[p, self.rows_of(above), piece]
         layer = self.layer_of(p)

@@ -9,6 +9,7 @@ from mpi4py import MPI
 
 from hpcHess.backend import get
 from hpcHess.curvature import blocking, entries, kernel, samples
+from hpcHess.curvature import gauss_newton as module
 from hpcHess.curvature.fisher import EmpiricalFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.sweep import Contracted
@@ -124,6 +125,14 @@ def test_diagonal_and_alive(case):
         assert len(dead) > 0  # input 1 is never on
 
 
+@pytest.mark.parametrize("logits, alive", [([0, 0.5, -2000], [0, 1]), ([2000, 0, 0], []), ([0, 2000, 1], [])])
+def test_outputs_of_no_probability_or_all_are_dead(comm, logits, alive):
+    """p_e = 0 or 1 to the last digit in every sample: the rows of e in Q = diag(p) − ppᵀ are zero."""
+    operator = GaussNewton(Network([np.array(logits, float)[:, None]], loss="cross-entropy"), np.ones((4, 1)), comm=comm)
+    H = operator.entries(np.arange(3), np.arange(3))
+    assert operator.alive.tolist() == np.flatnonzero(H.any(axis=1)).tolist() == alive
+
+
 def test_probe_embeds_H(case, comm):
     H, *operators = case
     k = 6000
@@ -181,7 +190,7 @@ def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
     monkeypatch.setattr(entries, "_ROWS", 64)
     monkeypatch.setattr(kernel, "STORED_BYTES", 0)
     monkeypatch.setattr(samples, "_BLOCK", 64)
-    monkeypatch.setattr("hpcHess.curvature.gauss_newton._SAMPLES", 7)
+    monkeypatch.setattr(module, "_SAMPLES", 7)
     monkeypatch.setattr("hpcHess.parallel.operator._MESSAGE", 13)
     pieces = GaussNewton(network, inputs, comm=comm)
     found = pieces.matmat(V), pieces.probe(11, 2), pieces.diagonal(), pieces.entries(pieces.alive, pieces.alive)
@@ -222,6 +231,19 @@ def test_temporaries_stay_within_their_bound(monkeypatch):
             used = tracemalloc.get_traced_memory()[1] - result.nbytes
             tracemalloc.stop()
             assert blocking.TEMPORARY_BYTES / 10 < used <= 1.05 * blocking.TEMPORARY_BYTES, (widths, kind, used)
+
+
+def test_temporaries_of_the_diagonal_do_not_grow_with_the_inputs(monkeypatch):
+    """Pieces of the samples by the width: 600 samples of 4000 inputs are 19 MB in float64."""
+    monkeypatch.setattr(module, "_NUMBERS", 1 << 17)
+    network = Network([np.random.default_rng(0).standard_normal((3, 4000)) / 60])
+    operator = GaussNewton(network, np.random.default_rng(1).standard_normal((600, 4000)), comm=MPI.COMM_SELF)
+    for part, dtype, operation in ((operator._squares, np.float64, MPI.SUM), (operator._sees, np.float32, MPI.MAX)):
+        tracemalloc.start()
+        result = operator.by_parameter(part, dtype, operation)
+        used = tracemalloc.get_traced_memory()[1] - 3 * result.nbytes
+        tracemalloc.stop()
+        assert used <= 1.5 * 8 * module._NUMBERS, used
 
 
 @pytest.mark.parametrize("chosen", [None, [1], [2], [0, 1]])

@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch's automatic differentiation")
 
-from hpcHess.curvature import blocking, entries, gradients, hessian_entries, hessian_kernel, kernel  # noqa: E402
+from hpcHess.curvature import blocking, entries, gauss_newton, gradients, hessian_entries, hessian_kernel, kernel  # noqa: E402
 from hpcHess.curvature.gauss_newton import GaussNewton  # noqa: E402
 from hpcHess.curvature.hessian import Hessian  # noqa: E402
 from hpcHess.networks.network import Network  # noqa: E402
@@ -88,7 +88,7 @@ def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
         (hessian_entries, "_ROWS", 64), (hessian_kernel, "_NUMBERS", 99), (kernel, "STORED_BYTES", 0), (gradients, "_BLOCK", 64),
     ):  # fmt: skip
         monkeypatch.setattr(module, limit, value)
-    monkeypatch.setattr("hpcHess.curvature.gauss_newton._SAMPLES", 2)
+    monkeypatch.setattr(gauss_newton, "_SAMPLES", 2)
     agrees(Hessian(network, inputs, targets, WEIGHTS, comm), autograd.hessian(network, inputs, targets, WEIGHTS), 1e-12)
 
 
@@ -164,6 +164,40 @@ def test_temporaries_stay_within_their_bound(monkeypatch, widths, loss):
     assert (1 << 22) / 10 < used <= 1.05 * (1 << 22), used
 
 
+def used_by(call):
+    """(result, bytes at most in use during a call)."""
+    tracemalloc.start()
+    result = call()
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return result, used
+
+
+def test_temporaries_of_diagonal_and_dead_rows_do_not_grow_with_the_inputs(monkeypatch):
+    """Pieces of the samples by the width: 600 samples of 4000 inputs are 19 MB in float64."""
+    monkeypatch.setattr(gauss_newton, "_NUMBERS", 1 << 17)
+    rng = np.random.default_rng(0)
+    network = Network([rng.standard_normal((3, 4000)) / 60, rng.standard_normal((2, 3))], None, "tanh", "cross-entropy")
+    operator = Hessian(network, rng.standard_normal((600, 4000)), rng.integers(0, 2, 600), comm=MPI.COMM_SELF)
+    for call in (operator.diagonal, operator._alive):
+        assert used_by(call)[1] - 3 * 8 * network.n_params <= 1.5 * 8 * gauss_newton._NUMBERS
+
+
+def test_temporaries_of_entries_without_a_stored_kernel_do_not_grow_with_the_neurons(monkeypatch):
+    """A block of 2 × 2 parameters, two layers apart: 4000 samples of 200 neurons are 6.4 MB."""
+    monkeypatch.setattr(kernel, "STORED_BYTES", 0)
+    rng = np.random.default_rng(0)
+    network = Network([rng.standard_normal(shape) / 14 for shape in ((200, 5), (200, 200), (200, 200), (1, 200))], None, "tanh", "squared-error")
+    operator = Hessian(network, rng.standard_normal((4000, 5)), rng.standard_normal((4000, 1)), comm=MPI.COMM_SELF)
+    I, J = np.array([0, 3]), 1000 + 200**2 + np.array([0, 7])
+    expected = operator.entries(I, J)
+    monkeypatch.setattr(hessian_kernel, "_NUMBERS", 1 << 16)
+    monkeypatch.setattr(entries, "_PIECE", 1 << 16)
+    found, used = used_by(lambda: operator.entries(I, J))
+    near(found, expected, 1e-12)
+    assert used <= 4 * 8 * hessian_kernel._NUMBERS, used
+
+
 def test_dead_rows_are_found(comm):
     """An input that is always 0, a ReLU that never fires; but not an input that is 0 and moves."""
     W = [np.array([[1.0, 2, -1], [-1, -1, -1], [0.5, 1, 1]]), np.array([[1.0, 1, -1], [2, 1, 1]])]
@@ -176,6 +210,17 @@ def test_dead_rows_are_found(comm):
     H = autograd.hessian(network, inputs, y)
     assert not operator.entries(np.arange(6, 10), np.arange(6, 10)).any()
     assert operator.alive.tolist() == np.flatnonzero(H.any(axis=1)).tolist() and np.isin(np.arange(6, 10), operator.alive).all()
+
+
+def test_rows_that_move_through_a_layer_that_is_not_chosen(comm):
+    """The inputs of the last layer are 0 in all samples, and moved by the first layer alone, by way of a second one that is constant."""
+    rng = np.random.default_rng(0)
+    network = Network([np.zeros((2, 3)), rng.standard_normal((2, 2)), rng.standard_normal((2, 2))], None, "tanh", "cross-entropy").restricted([0, 2])
+    inputs, y = np.array([[1.0, 0, 2], [3, 0, 0.5]]), np.array([0, 1])
+    operator, H = Hessian(network, inputs, y, comm=comm), autograd.hessian(network, inputs, y)
+    assert not H[6:, 6:].any() and H[6:].any(axis=1).all()
+    assert operator.alive.tolist() == np.flatnonzero(H.any(axis=1)).tolist() == [0, 2, 3, 5, 6, 7, 8, 9]
+    agrees(operator, H, 1e-12)
 
 
 @pytest.mark.parametrize("activation, layers", [("tanh", [0]), ("tanh", [0, 1]), ("relu", [0, 1])])
