@@ -165,6 +165,20 @@ def test_order_and_company_do_not_matter():
     assert sampled.entries(I[:0], J).shape == (0, 15)
 
 
+def test_blocks_of_equally_many_neurons_are_transposes():
+    """Which side is evaluated first does not depend on which is rows: H̃_JI = H̃_IJ ᵀ bit for bit, in every way of evaluation."""
+    for name in ("classes, mixed", "deep linear, values", "binary, many outputs"):
+        operator = GaussNewton(*make(name), comm=MPI.COMM_SELF)
+        (neurons, _), rng = operator._entries.locate(np.arange(operator.n_params)), np.random.default_rng(2)
+        for count in (1, 1, 2, 2, 2, 3):
+            for most in (1, 9):
+                some = [rng.choice(neurons[-1] + 1, count, replace=False) for _ in range(2)]
+                I, J = (np.concatenate([rng.permutation(np.flatnonzero(neurons == p))[:most] for p in each]) for each in some)
+                sampled = SampledEntries(operator, 4, seed=int(rng.integers(99)))
+                assert np.array_equal(sampled.entries(J, I), sampled.entries(I, J).T)
+                sampled._sampler.close()
+
+
 def test_ranks_draw_the_same(comm):
     network, x, y = make("classes, mixed")
     I, J = np.arange(0, network.n_params, 2), np.arange(1, network.n_params, 3)

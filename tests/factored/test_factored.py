@@ -176,6 +176,18 @@ def test_single_precision(format, kind):
         assert not make[format](operator, 1e-9, dtype="float32").report["rtol_met"]
 
 
+@pytest.mark.parametrize("kind", ["cross-entropy", "one layer", "weighted"])
+def test_probabilities_stored_in_single_precision_add_up(kind):
+    """The products in float64 of a form in float32 are those of a matrix: symmetric to rounding in float64, GᵀG of its root."""
+    form = make_none(problem(kind, dtype="float32")[0], 1e-3).form
+    N = form.network.n_params
+    partial = form.products(np.float64).matmat(np.eye(N))
+    G, H = form.root_products(np.eye(N)), COMM.allreduce(partial)
+    assert form.dtype == np.float32 and COMM.allreduce(np.abs(form.outputs.astype(np.float64).sum(axis=0) - 1).max(initial=0)) > 1e-9
+    np.testing.assert_allclose(H, H.T, rtol=0, atol=1e-14 * np.abs(H).max())
+    np.testing.assert_allclose(COMM.allreduce(G.T @ G), H, rtol=0, atol=1e-13 * np.abs(H).max())
+
+
 def indefinite(n=30):
     K = np.random.default_rng(2).standard_normal((n, n))
     K = K + K.T

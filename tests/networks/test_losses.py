@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpcHess.networks.losses import CrossEntropy, Diagonal, OuterProduct, SquaredError, softmax
+from hpcHess.networks.losses import BinaryCrossEntropy, CrossEntropy, Diagonal, OuterProduct, SquaredError, softmax
 
 D, M = 5, 6
 
@@ -47,3 +47,12 @@ def test_sure_samples_in_single_precision(gap):
     CrossEntropy.apply_hessian(single, p.astype(np.float32))
     norm = np.linalg.norm(np.abs(Q).sum(axis=1), axis=0) * np.abs(U).max()
     assert (np.abs(single - expected).max(axis=(0, 1)) <= 1e-6 * norm).all()
+
+
+@pytest.mark.parametrize("z", [0.3, 5.0, 20.0, 40.0, 300.0])
+def test_binary_gradients_of_sure_samples(z):
+    """σ(z) − y where it is tiny: ∓1/(1 + exp ±z) to all digits; of other targets as it stands."""
+    outputs, targets = np.array([[z, -z, z, -z], [-z, z, z, -z]]), np.array([[1, 0], [0, 1], [0.25, 1], [0, 0.5]])
+    tiny, sigma = np.exp(-z) / (1 + np.exp(-z)), 1 / (1 + np.exp(-z))
+    expected = [[-tiny, tiny, sigma - 0.25, tiny], [tiny, -tiny, -tiny, tiny - 0.5]]
+    np.testing.assert_allclose(BinaryCrossEntropy.gradient(outputs, targets), expected, rtol=1e-14, atol=0)
