@@ -20,7 +20,7 @@ from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.schema import KINDS
 
 MEMORY = 1 << 30  # bytes of intermediates, a rank
-_SINGLE = 3  # samples on which a module is tried
+_DRAWN = 256  # samples whose labels are drawn at a time, at most
 
 
 class TorchCurvature(SummedOperator):
@@ -51,8 +51,8 @@ class TorchCurvature(SummedOperator):
 
     The Fisher kinds are of the model p(y|z): softmax, independent σ(z_e), N(z, I) (−log p = ‖z − y‖²/2), whatever the loss's own scaling, and of no other
     loss. Making it is collective and takes 10 products. Each rank sweeps its samples; InputError on all ranks where the
-    module's outputs depend on the other samples or on chance, where a loss is no mean over the samples, data do not fit, or
-    products are not finite.
+    module's outputs depend on the other samples or on chance, where a loss is no mean over the samples (both are tried on a few of each rank's),
+    data do not fit, or products are not finite.
     """
 
     quadrature = None
@@ -74,10 +74,12 @@ class TorchCurvature(SummedOperator):
         _check_same(comm, self.function, self.n_samples)
         self.function.share_threads(comm)
         self._mine = samples.mine
+        self.indefinite = kind == "hessian"
+        other = comm.bcast(samples.first)
         with together(comm), self.function.running():
-            targets, self.n_outputs = self._targets(loss, samples, int(seed), int(draws))
+            targets, self.n_outputs = self._targets(loss, samples, other, int(memory), int(seed), int(draws))
             weights = torch.as_tensor(weights, dtype=self.function.dtype)
-            self._products = Products(self.function, loss, kind, samples.inputs, targets, weights, int(memory))
+            self._products = Products(self.function, loss, kind, samples.inputs, targets, weights, self.n_outputs, int(memory))
         self._try_ways()
         self.alive = probed_rows(self, f"the module's {kind} matrix")
 
@@ -151,40 +153,41 @@ class TorchCurvature(SummedOperator):
                 raise InputError(f"the module's {self.kind} products are not finite in {self.dtype}: scale the inputs, or the parameters")
         return share
 
-    def _targets(self, loss, samples, seed, draws):
-        """(targets as the products take them, outputs of a sample), the module and the loss tried on a few samples. Not collective."""
-        few, device = slice(0, _SINGLE), self.function.device
-        inputs, targets = samples.inputs, samples.targets
-        self.function.check_independence(inputs[few].to(device))
-        z = self.function.outputs(inputs[few].to(device)).detach()
+    def _targets(self, loss, samples, other, memory, seed, draws):
+        """(targets as the products take them, outputs of a sample), the module and the loss tried on a few samples and another rank's. Not collective."""
+        device, inputs, targets = self.function.device, samples.inputs, samples.targets
+        few, their = samples.few(other)
+        z = self.function.separate_outputs(few.to(device)).detach()
         if targets is None and self.kind in ("opg", "hessian"):
             raise InputError(f'kind = "{self.kind}" needs the targets')
         if self.kind == "mc-fisher":
             loss.ready(z, None, 0)
-            return self._drawn(loss.family, inputs, samples.rows, seed, draws), z[0].numel()
+            bytes_a_sample = self.function.bytes_a_sample(few[:1].to(device)) + 32 * draws * z[0].numel()  # four float64 of each output
+            step = max(1, min(_DRAWN, memory // bytes_a_sample))
+            return self._drawn(loss.family, inputs, samples.rows, step, seed, draws), z[0].numel()
         targets = loss.ready(z.new_empty((), device="cpu").expand(len(inputs), *z.shape[1:]), targets, samples.rows.start)
-        check_mean(loss, z, targets[few].to(device))
+        check_mean(loss, z, loss.ready(z, their, 0).to(device))
         return targets, z[0].numel()
 
-    def _drawn(self, family, inputs, rows, seed, draws):
-        """Labels drawn from p(y | z) for samples `rows`, [m, draws, …]: as `curvature.fisher.MonteCarloFisher` draws them."""
-        found, step = [], 256
+    def _drawn(self, family, inputs, rows, step, seed, draws):
+        """Labels drawn from p(y | z) for samples `rows`, [m, draws, …], `step` at a time: as `curvature.fisher.MonteCarloFisher` draws them."""
+        found = []
         for lo in range(rows.start, rows.stop, step):
             hi = min(rows.stop, lo + step)
             with torch.no_grad():
                 z = self.function(self.function.theta, inputs[lo - rows.start : hi - rows.start].to(self.function.device)).double().cpu()
-            z, span = z.repeat_interleave(draws, dim=0), (lo * draws, hi * draws)
+            span, shape = (lo * draws, hi * draws), (len(z), draws, *z.shape[1:])
             if family == "classes":
-                total = torch.softmax(z, dim=1).cumsum(dim=1)
-                u = torch.from_numpy(uniform_rows(seed, "labels", *span, range(z[0, 0].numel())).copy()).reshape(-1, 1, *z.shape[2:])
-                y = (total < u * total[:, -1:]).sum(dim=1).clamp(max=z.shape[1] - 1)
+                total = torch.softmax(z, dim=1).cumsum(dim=1).movedim(1, -1).contiguous()
+                u = torch.from_numpy(uniform_rows(seed, "labels", *span, range(z[0, 0].numel())).copy()).reshape(len(z), draws, *z.shape[2:])
+                y = torch.searchsorted(total, u.movedim(1, -1) * total[..., -1:]).movedim(-1, 1).clamp(max=z.shape[1] - 1)  # first total ≥ u
             elif family == "bernoulli":
-                u = torch.from_numpy(uniform_rows(seed, "labels", *span, range(z[0].numel())).copy()).reshape(z.shape)
-                y = (u < torch.sigmoid(z)).to(self.function.dtype)
+                u = torch.from_numpy(uniform_rows(seed, "labels", *span, range(z[0].numel())).copy()).reshape(shape)
+                y = (u < torch.sigmoid(z)[:, None]).to(self.function.dtype)
             else:
                 noise = gaussian_rows(seed, "labels", *span, range(z[0].numel()), np.float64)
-                y = (z + torch.from_numpy(noise.copy()).reshape(z.shape)).to(self.function.dtype)
-            found.append(y.reshape(hi - lo, draws, *y.shape[1:]))
+                y = (z[:, None] + torch.from_numpy(noise.copy()).reshape(shape)).to(self.function.dtype)
+            found.append(y)
         return torch.cat(found)
 
     def _try_ways(self):

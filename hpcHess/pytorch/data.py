@@ -6,6 +6,8 @@ import torch
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import InputError
 
+_TRIED = 16  # targets on which a loss is tried
+
 
 class Samples:
     """Samples `rows` (a slice of all n) of one rank: `inputs` [m, …] and `targets` [m, …] or None, tensors of the host.
@@ -36,6 +38,24 @@ class Samples:
         inputs, targets = _of_pair(data, self.rows) if pair else _of_set(data, self.rows)
         self.inputs = _tensor(inputs, dtype, "inputs", self.rows.start)
         self.targets = None if targets is None else _tensor(targets, dtype, "targets", self.rows.start)
+
+    @property
+    def first(self):
+        """(inputs [1, …], targets [1, …] or None) of the first sample, tensors of their own."""
+        return self.inputs[:1].clone(), None if self.targets is None else self.targets[:1].clone()
+
+    def few(self, other):
+        """(inputs [m, …], targets [m, …] or None), 2 ≤ m ≤ `_TRIED` + 4: samples spread over the share and over its targets as their sums order them,
+        then `other`, a pair like `first` of another rank. InputError where shapes differ. Not collective."""
+        m = len(self.inputs)
+        at = {0, m // 2, m - 1}
+        if self.targets is not None:
+            different = np.unique(self.targets.reshape(m, -1).sum(dim=1, dtype=torch.float64).numpy(), return_index=True)[1]
+            at.update(different[np.linspace(0, len(different) - 1, _TRIED).astype(int)].tolist())
+        try:
+            return tuple(None if mine is None else torch.cat([mine[sorted(at)], more]) for mine, more in zip((self.inputs, self.targets), other, strict=True))
+        except RuntimeError:
+            raise InputError("the items of the data set have different shapes") from None
 
 
 def _rows(array, what):

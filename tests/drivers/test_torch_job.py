@@ -33,6 +33,9 @@ SCALE = 1.0
 
 def fails():
     raise OSError("there are no weights")
+
+def leaves():
+    raise SystemExit(0)
 """
 JOB = """
 [network]
@@ -116,6 +119,7 @@ def test_refused(torch_case, folder):
     _, job, _, _ = torch_case
     for keys, line in (
         (["network.torch=driver_factory:fails"], "driver_factory:fails() failed: OSError: there are no weights"),
+        (["network.torch=driver_factory:leaves"], "driver_factory:leaves() failed: SystemExit: 0"),
         (["network.torch=driver_factory:absent"], "cannot import driver_factory:absent"),
         (["network.torch=driver_factory:everything"], "the factory returns data, and [data] names some"),
         (["compress.format=fmm"], 'use format = "hss"'),

@@ -202,3 +202,17 @@ def test_more_ranks_than_samples(comm):
     model, inputs, targets, loss = make("cnn, classes")
     operator = TorchCurvature(model, loss, (inputs[:2], targets[:2]), comm=comm)
     assert relative(whole(operator), dense(model, inputs[:2], targets[:2], loss, "gauss-newton")) < 1e-11
+
+
+def test_what_a_compressed_hessian_says(comm):
+    """λ_min in its report, and no Nyström's method; semidefinite kinds have neither."""
+    model, inputs, targets, loss = make("mlp, values")
+    operator = TorchCurvature(model, loss, (inputs, targets), "hessian", comm)
+    smallest = np.linalg.eigvalsh(dense(model, inputs, targets, loss, "hessian"))[0]
+    assert smallest < -1e-3 and operator.indefinite
+    report = hpcHess.compress(operator, rtol=1e-6, format="low-rank").report
+    assert smallest - 1e-6 <= report["lambda_min"] <= 0.9 * smallest
+    with pytest.raises(hpcHess.InputError, match="which the exact Hessian is not"):
+        hpcHess.compress(operator, rtol=1e-6, format="low-rank", method="nystrom")
+    semidefinite = TorchCurvature(model, loss, (inputs, targets), comm=comm)
+    assert "lambda_min" not in hpcHess.compress(semidefinite, rtol=1e-6, format="low-rank", method="nystrom").report

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from torch import nn  # noqa: E402
 
 from hpcHess import InputError  # noqa: E402
+from hpcHess.parallel.ownership import row_starts  # noqa: E402
 from hpcHess.pytorch.curvature import TorchCurvature  # noqa: E402
 from hpcHess.pytorch.factory import call_factory  # noqa: E402
 from tests.pytorch.modules import make  # noqa: E402
@@ -39,11 +40,78 @@ class Centred(nn.Module):
         return z - z.mean(dim=0)
 
 
+class Leaks(nn.Module):
+    """Outputs plus `part` of the batch's first sample's, of which no derivative knows."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, z):
+        return z + self.part * z[:1].detach()
+
+
+class Last(nn.Module):
+    """Outputs, those of the batch's last sample doubled where there are others."""
+
+    def forward(self, z):
+        return torch.cat([z[:-1], z[-1:] * (1 + (len(z) > 1))])
+
+
+class Steps(nn.Module):
+    """All outputs of a recurrent module, to which the first dimension is time."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.GRU(3, 4)
+
+    def forward(self, x):
+        return self.inner(x)[0]
+
+
+class Items(torch.utils.data.Dataset):
+    """A data set of the pairs of a list."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        return self.pairs[i]
+
+
+def heavier(more):
+    """Cross-entropy in which class 2 counts 1 + `more`, over the sum of the weights."""
+
+    def loss(z, y):
+        w = 1 + more * (y == 2)
+        return (w * nn.functional.cross_entropy(z, y, reduction="none")).sum() / w.sum()
+
+    return loss
+
+
+def classes(labels):
+    """A linear module of three classes, and samples of those labels."""
+    torch.manual_seed(0)
+    return {"model": nn.Linear(3, 3).eval(), "data": (np.random.default_rng(1).standard_normal((len(labels), 3)), np.array(labels))}
+
+
 REFUSED = {  # what is changed in TorchCurvature(linear(), "cross-entropy", (X, LABELS)), and a part of the line
     "no module": ({"model": 3}, "torch.nn.Module, not int"),
     "dropout in training mode": ({"model": nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))}, r"1 (Dropout) is in training mode: call model.eval()"),
     "statistics in training mode": ({"model": nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))}, "call model.eval()"),
     "statistics of the batch": ({"model": linear(Centred())}, "other outputs in a batch than alone"),
+    "the first sample in all": ({"model": linear(Leaks(0.5))}, "other outputs in a batch than alone"),
+    "the first sample, a little": ({"model": linear(Leaks(1e-9))}, "other outputs in a batch than alone"),
+    "in single precision": ({"model": linear(Leaks(1e-2)), "dtype": np.float32}, "other outputs in a batch than alone"),
+    "a sample a rank": ({"model": linear(Leaks(0.5)), "data": (X[:3], LABELS[:3])}, "other outputs in a batch than alone"),
+    "samples as time": (
+        {"model": Steps().eval(), "loss": "squared-error", "data": (np.ones((40, 5, 3)), np.zeros((40, 5, 4)))},
+        "make the samples the first dimension (batch_first=True)",
+    ),
+    "the last sample alone": ({"model": linear(Last()), "data": (np.ones((40, 3)), [0] * 40)}, "other outputs in a batch than alone"),
     "noise": ({"model": Noisy().eval()}, "other outputs in a batch than alone"),
     "inputs of another width": ({"data": (X[:, :2], LABELS)}, "the module fails on inputs that are float64 of shape ["),
     "no tensor": ({"model": nn.LSTM(3, 2)}, "wrap it"),
@@ -51,6 +119,10 @@ REFUSED = {  # what is changed in TorchCurvature(linear(), "cross-entropy", (X, 
     "a sum": ({"loss": nn.CrossEntropyLoss(reduction="sum")}, 'use reduction="mean"'),
     "class weights": ({"loss": nn.CrossEntropyLoss(weight=torch.ones(2))}, "use weights=w[labels]"),
     "a sum in a function": ({"loss": lambda z, y: nn.functional.cross_entropy(z, y, reduction="sum")}, "is no mean over the samples"),
+    "weights of classes, one of them late": ({"loss": heavier(1), **classes([0, 0, 0, 0, 0, 2, 1, 2])}, "is no mean over the samples"),
+    "weights of classes, a little": ({"loss": heavier(1e-6), **classes([0, 0, 0, 0, 0, 2, 1, 2])}, "is no mean over the samples"),
+    "weights of classes, hidden": ({"loss": heavier(1), **classes([0] * 30 + [2] + [1] * 29)}, "is no mean over the samples"),
+    "a class a rank": ({"loss": heavier(1), **classes([0] * 4 + [1] * 4 + [2] * 4)}, "is no mean over the samples"),
     "a loss that fails": ({"loss": lambda z, y: z @ y}, "<lambda> fails on outputs ["),
     "labels out of range": ({"data": (X, np.array([0, 1, 1, 7]))}, "label 7 of sample 3 (counted from 0) is out of range, the module has 2 classes"),
     "labels that are numbers": ({"data": (X, X[:, :2])}, "needs integer labels [n]"),
@@ -97,6 +169,35 @@ def test_not_finite_on_one_rank(comm):
             product(np.ones((operator.n_params, 2)))
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_vectors_that_are_not_finite(comm, wrong):
+    """One number of the last rank's rows: all ranks say that it is the vectors."""
+    operator = TorchCurvature(linear(), "cross-entropy", (X, LABELS), comm=comm)
+    V = np.ones((operator.n_params, 2))
+    V[-1, 1] = wrong
+    for product in (operator.matmat, lambda V: operator.matmat_rows(V[operator.mine])):
+        with pytest.raises(InputError, match="the vectors to be multiplied are not finite"):
+            product(V)
+
+
+def test_items_of_other_shapes_on_other_ranks(comm):
+    if comm.size == 1:
+        pytest.skip("one rank")
+    items = [(np.ones(3 if i < row_starts(6, comm.size)[1] else 4), 0) for i in range(6)]
+    with pytest.raises(InputError, match="the items of the data set have different shapes"):
+        TorchCurvature(linear(), "cross-entropy", Items(items), comm=comm)
+
+
+def test_accepted_whatever_the_order(comm):
+    """Modules and losses that are what they should be, on sorted labels and constant inputs, in both precisions."""
+    more = classes([0] * 20 + [1] * 20 + [2] * 20)
+    for dtype in (np.float32, np.float64):
+        for loss in ("cross-entropy", nn.CrossEntropyLoss(), heavier(0), nn.CrossEntropyLoss(label_smoothing=0.1)):
+            assert TorchCurvature(loss=loss, comm=comm, dtype=dtype, **more).n_samples == 60
+        model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(3, 300), nn.Tanh(), nn.Linear(300, 3)))).eval()
+        assert TorchCurvature(model, "cross-entropy", more["data"], comm=comm, dtype=dtype).n_samples == 60
+
+
 def test_other_modules_on_other_ranks(comm):
     if comm.size == 1:
         pytest.skip("one rank")
@@ -109,8 +210,9 @@ def test_factories(shared_tmp, comm):
     if comm.rank == 0:
         (shared_tmp / "made_here.py").write_text(
             "import torch\ndef model(): return torch.nn.Linear(3, 2)\ndef all(): return model(), torch.zeros(4, 3), [0, 1, 1, 0], torch.nn.CrossEntropyLoss()\n"
-            "def fails(): raise ValueError('no weights\\nhere')\ndef other(): return 3\n"
+            "def fails(): raise ValueError('no weights\\nhere')\ndef other(): return 3\ndef leaves(): raise SystemExit(0)\n"
         )
+        (shared_tmp / "exits_here.py").write_text("raise SystemExit(0)\n")
     comm.Barrier()
     model, inputs, targets, loss = call_factory("made_here:model", shared_tmp)
     assert isinstance(model, nn.Linear) and inputs is None and targets is None and loss is None
@@ -121,6 +223,8 @@ def test_factories(shared_tmp, comm):
         ("not_made_here:model", "cannot import not_made_here:model: ModuleNotFoundError"),
         ("made_here:none", "cannot import made_here:none: AttributeError"),
         ("made_here:fails", "made_here:fails() failed: ValueError: no weights"),
+        ("made_here:leaves", "made_here:leaves() failed: SystemExit: 0"),
+        ("exits_here:model", "cannot import exits_here:model: SystemExit: 0"),
         ("made_here:other", "must return a module"),
         ("made_here:torch", "is no function"),
     ):
@@ -141,8 +245,10 @@ def test_tiles_do_not_change_products(comm):
     assert len(tiles) > 2 and (1, 1) in tiles
 
 
-def test_memory_is_bounded(comm):
-    """A product whose intermediates would take 700 MB at once takes no more than its bound, roughly, as the peak of the resident memory shows."""
+@pytest.mark.parametrize("case", ["wide", "many draws"])
+def test_memory_is_bounded(comm, case):
+    """Products whose intermediates would take 300 to 700 MB at once take no more than their bound, roughly, as the peak of the resident memory shows;
+    drawing many labels of many classes too."""
     if comm.size > 1:
         pytest.skip("one rank measures")
     try:
@@ -154,16 +260,25 @@ def test_memory_is_bounded(comm):
         with open("/proc/self/status") as lines:
             return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
 
+    def peak(function):
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        before = resident("VmRSS")
+        function()
+        return resident("VmHWM") - before
+
     torch.manual_seed(0)
-    wide = nn.Sequential(nn.Linear(4, 20_000), nn.Tanh(), nn.Linear(20_000, 1, bias=False)).eval()
-    for each in (wide[0].weight, wide[0].bias):
-        each.requires_grad_(False)
-    bound = 48 << 20
-    operator = TorchCurvature(wide, "squared-error", (np.ones((300, 4)), np.ones((300, 1))), comm=comm, memory=bound)
-    V = np.ones((operator.n_params, 8))
-    operator @ V
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = resident("VmRSS")
-    operator @ V
-    assert resident("VmHWM") - before < 1.5 * bound
+    bound, made = 48 << 20, []
+    if case == "wide":
+        model = nn.Sequential(nn.Linear(4, 20_000), nn.Tanh(), nn.Linear(20_000, 1, bias=False)).eval()
+        for each in (model[0].weight, model[0].bias):
+            each.requires_grad_(False)
+        build = lambda n: TorchCurvature(model, "squared-error", (np.ones((n, 4)), np.ones((n, 1))), comm=comm, memory=bound)  # noqa: E731
+    else:
+        model = nn.Linear(5, 1000).eval()
+        build = lambda n: TorchCurvature(model, "cross-entropy", (np.ones((n, 5)), None), "mc-fisher", comm, memory=bound, draws=50)  # noqa: E731
+    build(2)
+    assert peak(lambda: made.append(build(300 if case == "wide" else 120))) < 2 * bound
+    V = np.ones((made[0].n_params, 8))
+    made[0] @ V
+    assert peak(lambda: made[0] @ V) < 1.5 * bound
