@@ -171,7 +171,7 @@ class TorchCurvature(SummedOperator):
 
     def _drawn(self, family, inputs, rows, step, seed, draws):
         """Labels drawn from p(y | z) for samples `rows`, [m, draws, …], `step` at a time: as `curvature.fisher.MonteCarloFisher` draws them."""
-        found = []
+        found = None
         for lo in range(rows.start, rows.stop, step):
             hi = min(rows.stop, lo + step)
             with torch.no_grad():
@@ -187,8 +187,9 @@ class TorchCurvature(SummedOperator):
             else:
                 noise = gaussian_rows(seed, "labels", *span, range(z[0].numel()), np.float64)
                 y = (z[:, None] + torch.from_numpy(noise.copy()).reshape(shape)).to(self.function.dtype)
-            found.append(y)
-        return torch.cat(found)
+            found = y.new_empty(len(inputs), *y.shape[1:]) if found is None else found
+            found[lo - rows.start : hi - rows.start] = y
+        return found
 
     def _try_ways(self):
         """Whether the module's operations are differentiated forwards in batches of vectors, or by reverse sweeps alone. Collective."""
