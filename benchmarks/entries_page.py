@@ -24,7 +24,7 @@ USE = """## How to use them
 
 Products, diagonal and certificates stay exact with `entries = "sampled"`: what a compression says of its error holds. `sampling = "rows"` (the default then), dense and block-diagonal
 matrices use entries alone; a sketch, `format = "auto"`, `distance = "auto"`, structured parts combine them with exact products and are refused: the difference is noise of
-full rank. kronecker-sum, low-rank, none and data-woodbury use no entries and are as exact as ever. Where c ≥ n entries are exact. Fewer samples with a
+full rank. kronecker-sum, low-rank, none and data-woodbury use no entries and are as exact as ever (jobs refuse the combination). Where c ≥ n entries are exact. Fewer samples with a
 known error for products and entries alike: `[data] quadrature` (MATHEMATICS.md, "Fewer samples").
 """
 
