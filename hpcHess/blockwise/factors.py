@@ -91,6 +91,7 @@ class BlockwiseFactors(DirectFactors):
 
     @property
     def described(self):
+        """What solves, for people: a block that is not definite has no Cholesky factor."""
         return "eigenvalues and eigenvectors of the blocks" if self.negative else self.solver
 
     def solve_rows(self, B, absolute=False):

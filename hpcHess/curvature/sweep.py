@@ -169,6 +169,7 @@ class Contracted(Sweep):
 
     @staticmethod
     def numbers(layers, several, forward=True):
+        """As of `Sweep`: no multivector of the outputs is among them."""
         hidden, last = layers[:-1], layers[-1]
         moments = last.inner * last.columns if hidden else 0
         fixed = 2 * sum(layer.size for layer in layers) + bool(hidden) * max(moments, *(layer.size for layer in layers)) + 2 * moments
@@ -181,12 +182,14 @@ class Contracted(Sweep):
         return 3 * c * (d + n) < 4 * d * n
 
     def load(self, V):
+        """V [N, k] → A, and M = W_LᵀV_L."""
         super().load(V)
         last, k = self.layers[-1], V.shape[1]
         if len(self.layers) > 1 and last.columns:
             self.xp.matmul(last.W.T, self.of(self.A[-1], last.out, k * last.columns), out=self.of(self.M, last.inner, k * last.columns))
 
     def product(self, block, k, add):
+        """G of the hidden layers, and P, of a block of samples, or added to what there is."""
         xp, last, hidden = self.xp, self.layers[-1], len(self.layers) - 1
         if not hidden:
             return
@@ -201,6 +204,7 @@ class Contracted(Sweep):
         self.backward(xp.multiply(U, 2 * slope, out=dx), block, add, hidden - 1)
 
     def store(self, result, scale):
+        """result [N, k] ← scale · G, the last layer's G = 2 (V_L S + W_L P) of all samples."""
         last, k, xp = self.layers[-1], result.shape[1], self.xp
         if last.columns:
             G = self.of(self.G[-1], last.out * k, last.columns)
