@@ -8,6 +8,8 @@ from hpcHess.backend.interpolate import interpolate
 from hpcHess.backend.isolate import isolate
 from hpcHess.backend.orthogonal import couple, eliminate_orthogonally
 
+_TEMPORARY = 1 << 22  # numbers of a product that is added
+
 
 class ArrayBackend:
     """The kernels of a level on arrays of the namespace `xp`.
@@ -33,6 +35,20 @@ class ArrayBackend:
 
     def synchronize(self):
         """Wait until the device has finished (nothing on a host)."""
+
+    def add_product(self, A, B, C):
+        """C [m, n] += A [m, k] B [k, n], in place; A and B with contiguous rows or columns, C with contiguous rows."""
+        step = max(1, _TEMPORARY // max(1, C.shape[1]))
+        for lo in range(0, len(C), step):
+            C[lo : lo + step] += self.xp.matmul(A[lo : lo + step], B)
+
+    def swap_axes(self, source, out, scale=1.0):
+        """out [n, b, a] ← scale · source [n, a, b] with the last two axes exchanged; strides of any kind."""
+        self.xp.multiply(source.transpose(0, 2, 1), source.dtype.type(scale), out=out)
+
+    def scale_samples(self, U, s, out=None):
+        """out [d, k, m] ← U ∘ s for U [d, k, m], s [d, m], contiguous in the last axis; out: U itself by default."""
+        self.xp.multiply(U, s[:, None], out=U if out is None else out)
 
     def multiply(self, A, X, x_starts, Y, y_starts, transpose=False, alpha=1.0):
         """Y[y_starts[i] : …] += alpha op(A_i) X[x_starts[i] : …] for every block i, in place, in the type of X.

@@ -23,6 +23,15 @@ class NativeBackend(ArrayBackend):
     def __init__(self):
         super().__init__("native", np)
 
+    def add_product(self, A, B, C):
+        _native.add_product(A, B, C)
+
+    def swap_axes(self, source, out, scale=1.0):
+        _native.swap_axes(source, out, float(scale))
+
+    def scale_samples(self, U, s, out=None):
+        _native.scale_samples(U, s, U if out is None else out)
+
     def multiply(self, A, X, x_starts, Y, y_starts, transpose=False, alpha=1.0):
         shapes = (_index(A.rows), _index(A.cols), _index(A.offsets))
         X, Y_at = np.ascontiguousarray(X), _index(y_starts)

@@ -50,9 +50,9 @@ class HessianProducts:
         k = V.shape[1]
         if not self.n_mine or not k:
             return np.zeros((self.n_params, k), self.dtype)
-        width, n_blocks = blocking(lambda several: _Sweep.numbers(self, several), self.n_mine, k, self.dtype.itemsize)
+        width, n_blocks = blocking(*_Sweep.numbers(self), self.n_mine, k, self.dtype.itemsize)
         starts = row_starts(self.n_mine, n_blocks)
-        sweep, result = _Sweep(self, width, int(starts[1]), n_blocks > 1), self.xp.empty((self.n_params, k), self.dtype)
+        sweep, result = _Sweep(self, width, int(starts[1])), self.xp.empty((self.n_params, k), self.dtype)
         given, part = (None, None) if width >= k else (self.xp.empty(self.n_params * width, self.dtype) for _ in range(2))
         for a in range(0, k, width):
             columns, shape = slice(a, min(k, a + width)), (self.n_params, min(width, k - a))
@@ -82,37 +82,37 @@ class _Layer(Layer):
 class _Sweep:
     """Buffers of k vectors and m samples, reused from block to block.
 
-    A_ℓ, G_ℓ [out, k, c]: the vectors, and Σ u x̃ᵀ;  D_ℓ [out, k, m]: da;  T: temporaries [widest, k, m];  more: one gradient
-    M, P [in, k, c] of a contracted last layer: 2 WᵀV and Σ dx x̃ᵀ
+    A_ℓ, G_ℓ [out, k, c]: the vectors, and Σ u x̃ᵀ;  D_ℓ [out, k, m]: da;  T: temporaries [widest, k, m]
+    M, P [in, k, c] of a contracted last layer: 2 WᵀV and Σ dx x̃ᵀ;  more: one gradient
     """
 
-    def __init__(self, products, k, m, several):
-        self.products, self.xp, self.layers, self.several = products, products.xp, products.layers, several
+    def __init__(self, products, k, m):
+        self.products, self.backend, self.xp, self.layers = products, products.backend, products.xp, products.layers
         self.contracted = products.contracted
         self.full = self.layers[:-1] if self.contracted else self.layers  # whose da is formed
         empty = lambda *shape: self.xp.empty(math.prod(shape), products.dtype)  # noqa: E731
         self.A, self.G = ([empty(k, layer.size) for layer in self.full] for _ in range(2))
         self.D = [empty(k, m, layer.out) for layer in self.full]
         self.T = [empty(k, m, max(layer.out for layer in self.full)) for _ in range(self._temporaries(len(self.layers)))]
-        self.more = empty(k, self._most(self.layers, self.contracted)) if several or self.contracted else None
+        self.more = empty(k, self._most(self.layers)) if self.contracted else None
         if self.contracted:
             last = self.layers[-1]
             self.M, self.P = (empty(k, last.inner * last.columns) for _ in range(2))
 
     @staticmethod
     def _temporaries(n_layers):
-        return min(3, n_layers)
+        return min(2, n_layers)
 
     @staticmethod
-    def _most(layers, contracted):
-        return max(max(layer.size for layer in layers), layers[-1].inner * layers[-1].columns if contracted else 0)
+    def _most(layers):
+        return max(max(layer.size for layer in layers), layers[-1].inner * layers[-1].columns)
 
     @classmethod
-    def numbers(cls, products, several):
+    def numbers(cls, products):
         """Numbers in the buffers (for one vector, for one vector and one sample)."""
         layers, contracted = products.layers, products.contracted
         full = layers[:-1] if contracted else layers
-        fixed = 2 * sum(layer.size for layer in full) + (several or contracted) * cls._most(layers, contracted)
+        fixed = 2 * sum(layer.size for layer in full) + contracted * cls._most(layers)
         fixed += contracted * 2 * layers[-1].inner * layers[-1].columns + 2 * products.n_params  # the columns of V and HV
         per_sample = sum(layer.out for layer in full) + cls._temporaries(len(layers)) * max(layer.out for layer in full)
         return fixed, per_sample + (0 if contracted else 2 * layers[-1].out)  # the last: p ∘ u, t ∘ da
@@ -126,7 +126,7 @@ class _Sweep:
         """Begin with V [N, k], to be multiplied into result [N, k], both row-major."""
         self.V, self.result, self.k, self.fresh = V, result, V.shape[1], True
         for layer, A in zip(self.full, self.A, strict=True):
-            layer.gather(V, self.of(A, layer.out, self.k, layer.columns))
+            layer.gather(V, self.of(A, layer.out, self.k, layer.columns), self.backend)
         last, k = self.layers[-1], self.k
         if self.contracted and last.columns:
             M, W = self.of(self.M, last.inner, k, last.columns), last.W.T * 2
@@ -146,7 +146,7 @@ class _Sweep:
         if self.fresh:
             self.xp.matmul(left, right, out=total)
         else:
-            total += self.xp.matmul(left, right, out=self.of(self.more, *total.shape))
+            self.backend.add_product(left, right, total)
 
     def _forward(self, block):
         """da of the layers, δ dxᵀ on the way; returns what is below u^L: u^L [d, k, m], or of a contracted layer W_LᵀQ da^L [d_{L−1}, k, m]."""
@@ -158,7 +158,7 @@ class _Sweep:
                 continue
             below = self.layers[at - 1]
             dx = self.of(self.T[0], below.out, k, m)
-            xp.multiply(below.slope[:, None, block], self.of(self.D[at - 1], below.out, k, m), out=dx)
+            self.backend.scale_samples(self.of(self.D[at - 1], below.out, k, m), below.slope[:, block], out=dx)
             if layer.columns:
                 self._accumulate(self.result[layer.weight].reshape(layer.out, -1), layer.delta[:, block], dx.reshape(-1, m).T)
             if layer is self.layers[-1] and self.contracted:
@@ -166,8 +166,7 @@ class _Sweep:
             D = self.of(self.D[at], layer.out, k, m)
             xp.matmul(layer.W, dx.reshape(layer.inner, -1), out=D.reshape(layer.out, -1))
             if layer.columns:
-                T = self.of(self.T[0], layer.out * k, m)
-                D += xp.matmul(self.of(self.A[at], layer.out * k, layer.columns), X[layer.rows], out=T).reshape(D.shape)
+                self.backend.add_product(self.of(self.A[at], layer.out * k, layer.columns), X[layer.rows], D.reshape(-1, m))
         return self._outputs(self.of(self.D[-1], self.layers[-1].out, k, m), block)
 
     def _contracted(self, dx, x):
@@ -177,8 +176,7 @@ class _Sweep:
         self.xp.matmul(self.products.square, dx.reshape(last.inner, -1), out=found.reshape(last.inner, -1))
         if last.columns:
             self._accumulate(self.of(self.P, last.inner * k, last.columns), dx.reshape(-1, m), x.T)
-            M = self.of(self.M, last.inner * k, last.columns)
-            found += self.xp.matmul(M, x, out=dx.reshape(-1, m)).reshape(found.shape)
+            self.backend.add_product(self.of(self.M, last.inner * k, last.columns), x, found.reshape(-1, m))
         return found
 
     def _outputs(self, U, block):
@@ -201,20 +199,19 @@ class _Sweep:
                 self._accumulate(self.of(self.G[at], layer.out * k, layer.columns), U.reshape(-1, m), X[layer.rows].T)
             if at == 0:
                 return
-            free = [each for each in range(len(self.T)) if each != used]
             if not through:
-                used, free = free[0], free[1:]
+                used = 0 if used is None else 1 - used
                 g = self.of(self.T[used], layer.inner, k, m)
                 xp.matmul(layer.W.T, U.reshape(layer.out, -1), out=g.reshape(layer.inner, -1))
                 U = g
             below = self.layers[at - 1]
             if layer.columns:
                 V = self.V[layer.weight].reshape(layer.out, -1)
-                U += xp.matmul(V.T, layer.delta[:, block], out=self.of(self.T[free[0]], layer.inner * k, m)).reshape(U.shape)
-            U *= below.slope[:, None, block]
+                self.backend.add_product(V.T, layer.delta[:, block], U.reshape(-1, m))
+            self.backend.scale_samples(U, below.slope[:, block])
             if below.bend is not None:
                 D = self.of(self.D[at - 1], *U.shape)
-                D *= below.bend[:, None, block]
+                self.backend.scale_samples(D, below.bend[:, block])
                 U += D
 
     def store(self, scale):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hpcHess.curvature.blocking import blocking
+from hpcHess.curvature.blocking import KEPT_BYTES, blocking
 from hpcHess.curvature.rank_one import RankOne
 from hpcHess.curvature.sweep import Contracted, Data, Layer, Sweep
 from hpcHess.networks.losses import OuterProduct
@@ -22,9 +22,10 @@ class Products:
         put = lambda array: backend.asarray(np.ascontiguousarray(array, self.dtype))  # noqa: E731
         each = list(zip(map(put, network.weights), network.layer_offsets, network.inner, samples.row_starts[:-1].tolist(), strict=True))[first:]
         slopes = [backend.asarray(samples.slope(layer)[:, mine]) for layer in range(first, samples.n_layers - 1)]
-        self.data = Data(self.xp, self.dtype, [Layer(*one) for one in each], backend.asarray(samples.X[:, mine]), slopes)
+        self.data = Data(backend, self.dtype, [Layer(*one) for one in each], backend.asarray(samples.X[:, mine]), slopes)
         self.output = None if samples.output is None else put(samples.output[:, mine])
         self._deltas = self._gradients() if self.loss is OuterProduct else None
+        self._last = None
 
     def _gradients(self):
         """δ^ℓ = ∂f/∂a^ℓ [d_ℓ, n_mine] of the layers from the first chosen one."""
@@ -35,16 +36,28 @@ class Products:
 
     def matmat(self, V):
         """(1/n) Σ_{i mine} J_iᵀ Q_i J_i V, [N, k] for V [N, k], row-major."""
-        V = self.backend.asarray(V)
+        V = self.backend.asarray(V, self.dtype)
         return self._assemble(V.shape[1], 1 / self.n, self._product_sweep(), V, _product)
 
     def _product_sweep(self):
-        """(class of the cheapest sweep, what makes it of its sizes: vectors, samples, whether there are several blocks of samples)."""
+        """What makes the cheapest sweep, of its numbers of vectors and samples, and its class."""
         if self._deltas is not None:
-            return RankOne, lambda *sizes: RankOne(self.data, self._deltas, *sizes)
+            return self._rank_one, RankOne
         if self.loss.constant and Contracted.pays(self.data.layers, self.n_mine):
-            return Contracted, lambda *sizes: Contracted(self.data, *sizes)
-        return Sweep, lambda *sizes: Sweep(self.data, *sizes, hessian=self._hessian)
+            return self._contracted, Contracted
+        return self._whole, Sweep
+
+    def _rank_one(self, k, m):
+        return RankOne(self.data, self._deltas, k, m)
+
+    def _contracted(self, k, m):
+        return Contracted(self.data, k, m)
+
+    def _whole(self, k, m):
+        return Sweep(self.data, k, m, hessian=self._hessian)
+
+    def _back(self, k, m):
+        return Sweep(self.data, k, m, forward=False)
 
     def _hessian(self, U, block):
         self.loss.apply_hessian(U, None if self.output is None else self.output[:, block])
@@ -64,9 +77,9 @@ class Products:
 
     def jacobian(self, V):
         """J_i V of this rank's samples, [k, d, n_mine] for V [N, k], row-major."""
-        V = self.backend.asarray(V)
+        V = self.backend.asarray(V, self.dtype)
         result = np.empty((V.shape[1], self.n_outputs, self.n_mine), self.dtype)
-        for columns, blocks, sweep in self._blocks(V.shape[1], (Sweep, lambda *sizes: Sweep(self.data, *sizes)), True):
+        for columns, blocks, sweep in self._blocks(V.shape[1], (self._whole, Sweep), True):
             sweep.load(V[:, columns])
             for block in blocks:
                 result[columns, :, block] = self.backend.to_host(sweep.forward(block, columns.stop - columns.start)).transpose(1, 0, 2)
@@ -84,7 +97,7 @@ class Products:
             U[...] = outputs(block, columns).transpose(1, 0, 2)
             sweep.backward(U, block, add)
 
-        return self._assemble(k, scale, (Sweep, lambda *sizes: Sweep(self.data, *sizes, forward=False)), None, add_block)
+        return self._assemble(k, scale, (self._back, Sweep), None, add_block)
 
     def _assemble(self, k, scale, kind, V, add_block):
         """scale · Σ over blocks of samples, [N, k]; `add_block(sweep, samples, columns, add)` adds one to the sweep's sums."""
@@ -100,16 +113,25 @@ class Products:
         return self.backend.to_host(result)
 
     def _blocks(self, k, kind, forward):
-        """(columns, slices of the samples, the sweep) of every block of columns."""
+        """(columns, slices of the samples, the sweep) of every block of columns; kind: as of `_product_sweep`."""
         if not k or not self.n_mine:
             return
-        layers = self.data.layers
-        width, n_blocks = blocking(lambda several: kind[0].numbers(layers, several, forward), self.n_mine, k, self.dtype.itemsize)
+        fixed, per_sample = kind[1].numbers(self.data.layers, forward)
+        width, n_blocks = blocking(fixed, per_sample, self.n_mine, k, self.dtype.itemsize)
         starts = row_starts(self.n_mine, n_blocks).tolist()
         blocks = [slice(lo, hi) for lo, hi in zip(starts[:-1], starts[1:], strict=True)]
-        sweep = kind[1](width, starts[1], n_blocks > 1)
+        sweep = self._kept(kind[0], width, starts[1], width * (fixed + per_sample * starts[1]))
         for a in range(0, k, width):
             yield slice(a, min(k, a + width)), blocks, sweep
+
+    def _kept(self, make, k, m, numbers):
+        """The sweep of k vectors and m samples with so many numbers in its buffers: the last one, where they are few and it fits."""
+        if self._last is None or self._last[0] != (make, k, m):
+            self._last, sweep = None, make(k, m)
+            if numbers * self.dtype.itemsize > KEPT_BYTES:
+                return sweep
+            self._last = (make, k, m), sweep
+        return self._last[1]
 
 
 def _product(sweep, block, columns, add):

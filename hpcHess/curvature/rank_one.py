@@ -13,11 +13,10 @@ import math
 class RankOne:
     """Buffers of k vectors and m samples. `deltas`: of the layers of `sweep.Data`, [d_ℓ, n]."""
 
-    def __init__(self, data, deltas, k, m, several):
+    def __init__(self, data, deltas, k, m):
         self.xp, self.data, self.deltas, self.layers = data.xp, data, deltas, data.layers
         empty = lambda *shape: self.xp.empty(math.prod(shape), data.dtype)  # noqa: E731
         self.A, self.G = ([empty(k, layer.size) for layer in self.layers] for _ in range(2))
-        self.more = empty(k, max(layer.size for layer in self.layers)) if several else None
         self.T = empty(k, m, self._shorter(self.layers))
 
     @staticmethod
@@ -25,9 +24,9 @@ class RankOne:
         return max(min(layer.out, layer.columns) for layer in layers)
 
     @classmethod
-    def numbers(cls, layers, several, forward=True):
+    def numbers(cls, layers, forward=True):
         """Numbers in the buffers (for one vector, for one vector and one sample)."""
-        return 2 * sum(layer.size for layer in layers) + several * max(layer.size for layer in layers), cls._shorter(layers) + 2
+        return 2 * sum(layer.size for layer in layers), cls._shorter(layers) + 2
 
     def _of(self, buffer, *shape):
         return buffer[: math.prod(shape)].reshape(shape)
@@ -35,7 +34,7 @@ class RankOne:
     def load(self, V):
         """V [N, k] → A: [out, k, c], or [out, c, k] of layers that go by their inputs."""
         for layer, A in zip(self.layers, self.A, strict=True):
-            self._turned(layer, A, V.shape[1], lambda part, layer=layer: layer.gather(V, part))
+            self._turned(layer, A, V.shape[1], lambda part, layer=layer: layer.gather(V, part, self.data.backend))
 
     def _turned(self, layer, buffer, k, use):
         """`use` of the buffer as [out, k, c], whatever its order is."""
@@ -56,7 +55,7 @@ class RankOne:
                 left, right = self._scaled(layer, delta[:, block], self.data.X[layer.rows, block], t, k, m)
                 G = self._of(G, len(left), right.shape[1])
                 if add:
-                    G += xp.matmul(left, right, out=self._of(self.more, *G.shape))
+                    self.data.backend.add_product(left, right, G)
                 else:
                     xp.matmul(left, right, out=G)
 
@@ -87,4 +86,4 @@ class RankOne:
     def store(self, result, scale):
         """result [N, k] ← scale · G."""
         for layer, G in zip(self.layers, self.G, strict=True):
-            self._turned(layer, G, result.shape[1], lambda part, layer=layer: layer.scatter(part, result, scale, self.xp))
+            self._turned(layer, G, result.shape[1], lambda part, layer=layer: layer.scatter(part, result, scale, self.data.backend))

@@ -31,26 +31,26 @@ class Layer:
         """Its number of parameters."""
         return self.out * self.columns
 
-    def gather(self, V, A):
+    def gather(self, V, A, backend):
         """V [N, k] → its part A [out, k, c]."""
         if self.columns:
-            A[:, :, : self.own] = V[self.weight].reshape(self.out, self.own, -1).transpose(0, 2, 1)
+            backend.swap_axes(V[self.weight].reshape(self.out, self.own, -1), A[:, :, : self.own])
             if self.bias is not None:
                 A[:, :, self.own] = V[self.bias]
 
-    def scatter(self, G, result, scale, xp):
+    def scatter(self, G, result, scale, backend):
         """Its part of result [N, k] ← scale · G [out, k, c]."""
         if self.columns:
-            xp.multiply(G[:, :, : self.own].transpose(0, 2, 1), scale, out=result[self.weight].reshape(self.out, self.own, -1))
+            backend.swap_axes(G[:, :, : self.own], result[self.weight].reshape(self.out, self.own, -1), scale)
             if self.bias is not None:
-                xp.multiply(G[:, :, self.own], scale, out=result[self.bias])
+                backend.xp.multiply(G[:, :, self.own], scale, out=result[self.bias])
 
 
 class Data:
-    """What sweeps read: `layers`, this rank's X [rows, n] and slopes (list of [d_ℓ, n]), dtype, xp."""
+    """What sweeps read: `layers`, this rank's X [rows, n] and slopes (list of [d_ℓ, n]), dtype, backend."""
 
-    def __init__(self, xp, dtype, layers, X, slopes):
-        self.xp, self.dtype, self.layers, self.X, self.slopes = xp, dtype, layers, X, slopes
+    def __init__(self, backend, dtype, layers, X, slopes):
+        self.backend, self.xp, self.dtype, self.layers, self.X, self.slopes = backend, backend.xp, dtype, layers, X, slopes
         self._gram = None
 
     def last_gram(self):
@@ -65,12 +65,12 @@ class Data:
 class Sweep:
     """Buffers of k vectors and m samples, reused from block to block; `hessian(U, samples)` puts Q U in the place of U [d, k, m].
 
-    A_ℓ, G_ℓ [out, k, c]: the vectors and the gradients;  T: two of [d_ℓ, k, m], da and u;  R [d_ℓ, k, m]: V x̃ beside W dx.
+    A_ℓ, G_ℓ [out, k, c]: the vectors and the gradients;  T: two of [d_ℓ, k, m], da and u.
     """
 
-    def __init__(self, data, k, m, several, forward=True, hessian=None):
-        self.data, self.layers, self.hessian, self.xp = data, data.layers, hessian, data.xp
-        self._several, self._forward = several, forward
+    def __init__(self, data, k, m, forward=True, hessian=None):
+        self.data, self.layers, self.hessian, self.backend, self.xp = data, data.layers, hessian, data.backend, data.xp
+        self._forward = forward
         self._allocate(k, m)
 
     def _empty(self, *shape):
@@ -79,20 +79,15 @@ class Sweep:
     def _allocate(self, k, m):
         layers = self.layers
         self.G = [self._empty(k, layer.size) for layer in layers]
-        self.more = self._empty(k, max(layer.size for layer in layers)) if self._several else None
         self.T = [self._empty(k, m, max(layer.out for layer in layers)) for _ in range(min(2, len(layers)))]
         if self._forward:
             self.A = [self._empty(k, layer.size) for layer in layers]
-            self.R = self._empty(k, m, max([layer.out for layer in layers[1:] if layer.columns], default=0))
 
     @staticmethod
-    def numbers(layers, several, forward=True):
+    def numbers(layers, forward=True):
         """Numbers in the buffers (for one vector, for one vector and one sample)."""
-        fixed = (2 if forward else 1) * sum(layer.size for layer in layers) + several * max(layer.size for layer in layers)
-        per_sample = min(2, len(layers)) * max(layer.out for layer in layers) + (1 if forward else 2) * layers[-1].out  # the last: p ∘ u, and ξ
-        if forward:
-            per_sample += max([layer.out for layer in layers[1:] if layer.columns], default=0)
-        return fixed, per_sample
+        fixed = (2 if forward else 1) * sum(layer.size for layer in layers)
+        return fixed, min(2, len(layers)) * max(layer.out for layer in layers) + (1 if forward else 2) * layers[-1].out  # the last: p ∘ u, and ξ
 
     def of(self, buffer, *shape):
         """The beginning of a buffer, in that shape."""
@@ -105,7 +100,7 @@ class Sweep:
     def load(self, V):
         """V [N, k] → A."""
         for layer, A in zip(self.layers, self.A, strict=True):
-            layer.gather(V, self.of(A, layer.out, V.shape[1], layer.columns))
+            layer.gather(V, self.of(A, layer.out, V.shape[1], layer.columns), self.backend)
 
     def forward(self, block, k, stop=None):
         """da of the last layer (or the one before `stop`) for a block of samples, [out, k, m]."""
@@ -116,10 +111,10 @@ class Sweep:
             if at == 0:
                 xp.matmul(A, x, out=T.reshape(-1, m))
             else:
-                before *= self.data.slopes[at - 1][:, None, block]
+                self.backend.scale_samples(before, self.data.slopes[at - 1][:, block])
                 xp.matmul(layer.W, before.reshape(layer.inner, -1), out=T.reshape(layer.out, -1))
                 if layer.columns:
-                    T += xp.matmul(A, x, out=self.of(self.R, layer.out * k, m)).reshape(T.shape)
+                    self.backend.add_product(A, x, T.reshape(-1, m))
             before = T
         return before
 
@@ -132,13 +127,13 @@ class Sweep:
                 self.collect(self.G[at], U.reshape(-1, m), self.data.X[layer.rows, block], add)
             if at:
                 U = xp.matmul(layer.W.T, U.reshape(layer.out, -1), out=self.tangent(at - 1, k, m).reshape(layer.inner, -1)).reshape(-1, k, m)
-                U *= self.data.slopes[at - 1][:, None, block]
+                self.backend.scale_samples(U, self.data.slopes[at - 1][:, block])
 
     def collect(self, G, u, x, add):
         """G ← u xᵀ, or G += that."""
         G = self.of(G, len(u), len(x))
         if add:
-            G += self.xp.matmul(u, x.T, out=self.of(self.more, *G.shape))
+            self.backend.add_product(u, x.T, G)
         else:
             self.xp.matmul(u, x.T, out=G)
 
@@ -151,7 +146,7 @@ class Sweep:
     def store(self, result, scale):
         """result [N, k] ← scale · G."""
         for layer, G in zip(self.layers, self.G, strict=True):
-            layer.scatter(self.of(G, layer.out, result.shape[1], layer.columns), result, scale, self.xp)
+            layer.scatter(self.of(G, layer.out, result.shape[1], layer.columns), result, scale, self.backend)
 
 
 class Contracted(Sweep):
@@ -163,17 +158,14 @@ class Contracted(Sweep):
         self.A = [self._empty(k, layer.size) for layer in self.layers]
         if hidden:
             self.M, self.P = (self._empty(k, last.inner * last.columns) for _ in range(2))
-            self.more = self._empty(k, max(last.inner * last.columns, *(layer.size for layer in self.layers)))
             self.T = [self._empty(k, m, max(layer.out for layer in hidden)) for _ in range(2)]
-            self.R = self._empty(k, m, max(layer.out for layer in hidden))
 
     @staticmethod
-    def numbers(layers, several, forward=True):
+    def numbers(layers, forward=True):
         """As of `Sweep`: no multivector of the outputs is among them."""
         hidden, last = layers[:-1], layers[-1]
         moments = last.inner * last.columns if hidden else 0
-        fixed = 2 * sum(layer.size for layer in layers) + bool(hidden) * max(moments, *(layer.size for layer in layers)) + 2 * moments
-        return fixed, 3 * max([layer.out for layer in hidden], default=0)
+        return 2 * sum(layer.size for layer in layers) + 2 * moments, 2 * max([layer.out for layer in hidden], default=0)
 
     @staticmethod
     def pays(layers, n):
@@ -193,15 +185,16 @@ class Contracted(Sweep):
         xp, last, hidden = self.xp, self.layers[-1], len(self.layers) - 1
         if not hidden:
             return
-        m, x, slope = block.stop - block.start, self.data.X[last.rows, block], self.data.slopes[-1][:, None, block]
+        m, x, slope = block.stop - block.start, self.data.X[last.rows, block], self.data.slopes[-1][:, block]
         dx = self.forward(block, k, hidden)
-        dx *= slope
+        self.backend.scale_samples(dx, slope)
         U = self.of(self.T[hidden % 2], last.inner, k, m)
         xp.matmul(self.data.last_gram()[1], dx.reshape(last.inner, -1), out=U.reshape(last.inner, -1))
         if last.columns:
             self.collect(self.P, dx.reshape(-1, m), x, add)
-            U += xp.matmul(self.of(self.M, last.inner * k, last.columns), x, out=self.of(self.R, last.inner * k, m)).reshape(U.shape)
-        self.backward(xp.multiply(U, 2 * slope, out=dx), block, add, hidden - 1)
+            self.backend.add_product(self.of(self.M, last.inner * k, last.columns), x, U.reshape(-1, m))
+        self.backend.scale_samples(U, 2 * slope, out=dx)
+        self.backward(dx, block, add, hidden - 1)
 
     def store(self, result, scale):
         """result [N, k] ← scale · G, the last layer's G = 2 (V_L S + W_L P) of all samples."""
@@ -211,6 +204,6 @@ class Contracted(Sweep):
             xp.matmul(self.of(self.A[-1], *G.shape), self.data.last_gram()[0], out=G)
             if len(self.layers) > 1:
                 moments = self.of(self.P, last.inner, k * last.columns)
-                G += xp.matmul(last.W, moments, out=self.of(self.more, last.out, k * last.columns)).reshape(G.shape)
+                self.backend.add_product(last.W, moments, G.reshape(last.out, k * last.columns))
             G *= 2
         super().store(result, scale)

@@ -97,7 +97,11 @@ class SummedOperator:
 
     def matmat_rows(self, V):
         """HV in parameter rows (`parallel.ownership.row_starts`), [n_local, k] → [n_local, k]. Collective."""
-        result, width = np.empty(V.shape, self.dtype), max(1, PRODUCT_BYTES // (self.n_params * self.dtype.itemsize))
+        width = max(1, PRODUCT_BYTES // (self.n_params * self.dtype.itemsize))
+        if V.shape[1] <= width:
+            whole = gather_rows(self.comm, np.ascontiguousarray(V, self.dtype), self.parameter_starts)
+            return reduce_rows(self.comm, self.partial_matmat(whole), self.parameter_starts)
+        result = np.empty(V.shape, self.dtype)
         for a in range(0, V.shape[1], width):
             whole = gather_rows(self.comm, np.ascontiguousarray(V[:, a : a + width], self.dtype), self.parameter_starts)
             result[:, a : a + width] = reduce_rows(self.comm, self.partial_matmat(whole), self.parameter_starts)

@@ -8,7 +8,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcHess.backend import get
-from hpcHess.curvature import blocking, entries, kernel, samples
+from hpcHess.curvature import blocking, entries, kernel, products, samples
 from hpcHess.curvature import gauss_newton as module
 from hpcHess.curvature.fisher import EmpiricalFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
@@ -212,9 +212,24 @@ def test_sure_samples_keep_their_digits():
     assert np.array_equal(operator.alive, [0, 1])
 
 
+def test_kept_buffers_leave_no_trace():
+    """The buffers of a product serve the next one of the same shape, whatever came between."""
+    rng = np.random.default_rng(0)
+    network = Network([rng.standard_normal((7, 5)), rng.standard_normal((4, 7))], loss="cross-entropy")
+    operator = GaussNewton(network, rng.standard_normal((20, 5)), comm=MPI.COMM_SELF)
+    V, W = rng.standard_normal((2, network.n_params, 3))
+    first = operator.matmat(V)
+    kept = first.copy()
+    operator.partial_probe(3, 0)
+    second = operator.matmat(W)
+    assert np.array_equal(first, kept) and np.array_equal(operator.matmat(V), first)
+    near(second, operator.entries(np.arange(network.n_params), np.arange(network.n_params)) @ W, 1e-12)
+
+
 def test_temporaries_stay_within_their_bound(monkeypatch):
     """Where samples, parameters, or outputs dominate."""
     monkeypatch.setattr(blocking, "TEMPORARY_BYTES", 1 << 21)
+    monkeypatch.setattr(products, "KEPT_BYTES", 0)
     cases = itertools.product((([30, 20, 10], 3000), ([100, 40, 100], 500), ([20, 200], 400)), ("squared-error", "cross-entropy", "opg"))
     for (widths, n), kind in cases:
         rng = np.random.default_rng(0)
