@@ -67,10 +67,10 @@ class CeilingMeter:
     def sample(self, count=3):
         """Measure everything `count` times more."""
         for dtype, name in ((np.float32, "sgemm"), (np.float64, "dgemm")):
-            multiply = _gemm(self.order, dtype)
+            multiply = gemm(self.order, dtype)
             self._measure(name, multiply, 2.0 * self.order**3, count)
         for size in self.working_sets:
-            self._measure(size, *_triad(size), count)
+            self._measure(size, *triad(size), count)
 
     def _measure(self, name, work, amount, count):
         work()  # touches the memory, starts the threads
@@ -98,15 +98,15 @@ def _seconds(work):
     return time.perf_counter() - start
 
 
-def _gemm(order, dtype):
-    """A function that multiplies two fixed matrices."""
+def gemm(order, dtype):
+    """A function that multiplies two fixed square matrices."""
     rng = np.random.default_rng(0)
     A, B = (rng.standard_normal((order, order)).astype(dtype) for _ in range(2))
     C = np.empty_like(A)
     return lambda: np.matmul(A, B, out=C)
 
 
-def _triad(size):
+def triad(size):
     """(a function that runs the triad over two arrays of `size` bytes together, `MOVED` bytes of them in all; bytes it moves)."""
     a, b = np.ones(size // 16), np.ones(size // 16)
     axpy = get_blas_funcs("axpy", (a, b))

@@ -34,6 +34,11 @@ def describe(comm):
     return comm.bcast(found)
 
 
+def describe_here():
+    """The same of one process that is no rank."""
+    return describe(MPI.COMM_SELF)
+
+
 def _cpu_model():
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DONE_STATUS = 0
+# of a process that is itself a rank: its children are of another run
+LAUNCHER = ("OMPI_COMM_", "OMPI_UNIVERSE", "OMPI_FILE", "OMPI_NUM", "OMPI_APP", "OMPI_FIRST", "PMIX_", "PMI_", "ORTE_", "PRTE_")
 
 
 class Failed(Exception):
@@ -21,7 +23,8 @@ class Processes:
 
     def __init__(self, ranks, threads, end):
         self.ranks, self.end = ranks, end
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        outside = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
+        self.environment = {**outside, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
         self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
     def command(self, module, *words, ranks=None):

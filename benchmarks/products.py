@@ -127,7 +127,7 @@ def peer(network, inputs, targets, kind):
         with torch.no_grad():
             layers[-2].weight.copy_(torch.from_numpy(W))
             layers[-2].bias.copy_(torch.from_numpy(b))
-    model = torch.nn.Sequential(*layers[:-1])
+    model = torch.nn.Sequential(*layers[:-1]).to(torch.from_numpy(inputs[:1]).dtype)
     data = [(torch.from_numpy(inputs), torch.from_numpy(targets))]
     operator = getattr(curvlinops, PEERS[kind])(model, losses[network.loss](), list(model.parameters()), data, check_deterministic=False)
     return lambda V: (operator @ torch.from_numpy(V)).numpy()

@@ -1,4 +1,7 @@
-"""mpiexec -n P python -m benchmarks.run [CASE …]: time, operations and bytes of every phase beside the machine's ceilings."""
+"""mpiexec -n P python -m benchmarks.run [CASE or FIGURE …]: time, operations and bytes of every phase beside the machine's ceilings; what is asked and reached.
+
+Without names: the cases below, then (on one rank, without mpiexec) the figures of docs/PERFORMANCE.md as `python -m benchmarks.figures` measures them.
+"""
 
 import argparse
 import json
@@ -7,6 +10,8 @@ from pathlib import Path
 from benchmarks import machine, rows
 from benchmarks.cases import CASES
 from benchmarks.ceilings import CeilingMeter
+from benchmarks.figures import command
+from benchmarks.figures.table import FIGURES
 from benchmarks.phases import CaseRun
 from hpcHess.parallel.agree import on_root
 from hpcHess.runtime.errors import DONE, InputError
@@ -19,13 +24,14 @@ DEFAULT_CASES = ("digits", "mnist", "adult", "autoencoder")
 def build_parser():
     """Arguments."""
     cases = "\n".join(f"  {case.name:<12} {case.description}" for case in CASES.values())
+    figures = "\n".join(f"  {figure.name:<20} {figure.asked}" for figure in FIGURES.values())
     parser = argparse.ArgumentParser(
-        usage="mpiexec -n P python -m benchmarks.run [CASE …] [--output FILE.json] [--repeat n] [--budget s]",
+        usage="mpiexec -n P python -m benchmarks.run [CASE or FIGURE …] [--output FILE.json] [--repeat n] [--budget s]",
         description=__doc__,
-        epilog=f"cases (without one: {' '.join(DEFAULT_CASES)}):\n{cases}",
+        epilog=f"cases (without a name: {' '.join(DEFAULT_CASES)}):\n{cases}\nfigures (without a name: all, on one rank):\n{figures}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="one of those below")
+    parser.add_argument("names", nargs="*", metavar="CASE or FIGURE", help="those below")
     parser.add_argument("--output", metavar="FILE.json", help="default: benchmarks/results/CASES-RANKSxTHREADS.json")
     parser.add_argument("--repeat", type=int, default=5, metavar="n", help="runs of every phase, of which the median counts (5)")
     parser.add_argument("--budget", type=float, default=10.0, metavar="s", help="no further run of a phase after so many seconds (10)")
@@ -34,14 +40,17 @@ def build_parser():
 
 def main(session, args):
     """Run the cases that have their data, print a table each, write everything as JSON. Collective."""
-    comm, names = session.comm, args.cases or DEFAULT_CASES
-    unknown = [name for name in names if name not in CASES]
+    comm, asked = session.comm, args.names or (*DEFAULT_CASES, *(FIGURES if session.comm.size == 1 else ()))
+    unknown = [name for name in asked if name not in CASES and name not in FIGURES]
     if unknown:
-        raise InputError(f"unknown case {unknown[0]}: choose from {', '.join(CASES)}")
+        raise InputError(f"unknown case {unknown[0]}: choose from {', '.join((*CASES, *FIGURES))}")
+    names, figures = [name for name in asked if name in CASES], [name for name in asked if name in FIGURES]
+    if figures and comm.size > 1:
+        raise InputError(f"the figure {figures[0]} starts its own ranks: run it without mpiexec")
     if args.repeat < 1 or not args.budget > 0:
         raise InputError("--repeat must be at least 1, --budget larger than 0")
     description = machine.describe(comm)
-    output = _output(args.output, names, description)
+    output = _output(args.output, names or figures, description)
     on_root(comm, _make_folder, output.parent)
     results, skipped = [], []
     for name in names:
@@ -54,6 +63,9 @@ def main(session, args):
             results.append(run_case(comm, CASES[name], args.repeat, args.budget, output.parent))
         _show(session, results[-1])
     document = {"machine": description, "repeat": args.repeat, "budget": args.budget, "cases": results, "skipped": skipped}
+    if figures:
+        with session.phase("figures"):
+            document["figures"] = command.run(figures)
     on_root(comm, output.write_text, json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
     session.say(f"wrote {output}")
     return DONE

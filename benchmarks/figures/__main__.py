@@ -1,0 +1,3 @@
+from benchmarks.figures.command import main
+
+raise SystemExit(main())
