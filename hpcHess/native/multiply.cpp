@@ -1,17 +1,14 @@
 // Y[y_starts[i] :] += alpha op(A_i) X[x_starts[i] :] over a ragged batch, row-major.
 #include <algorithm>
 #include <stdexcept>
-#include <type_traits>
 
 #include "arrays.hpp"
-#include "lapack.hpp"
-#include "narrow.hpp"
+#include "columns.hpp"
 #include "tasks.hpp"
 
 namespace {
 
-constexpr std::int64_t kChunk = 256;            // output rows of one task: fixed, so that results do not depend on threads
-constexpr int kTileRows = 256, kTileCols = 256;  // entries converted at once, to stay in cache
+constexpr std::int64_t kChunk = 256;  // output rows of one task: fixed, so that results do not depend on threads
 
 template <class S, class T>
 struct Batch {
@@ -27,55 +24,6 @@ struct Batch {
   std::int64_t inputs(std::int64_t i) const { return transpose ? rows[i] : cols[i]; }
 };
 
-// Y [m, k] += alpha op(A) X for k ≤ narrow::kColumns, A [rows, cols] row-major of any type
-template <class S, class T>
-void multiply_narrow(const S* A, int lda, bool transpose, int m, int n, const T* X, T* Y, int k, T alpha) {
-  thread_local std::vector<T> Xt, product;
-  product.assign(std::size_t(m) * k, T(0));
-  if (transpose) {
-    narrow::transpose_times<S, T>(A, lda, n, m, X, k, product.data());
-    for (int i = 0; i < m; ++i)
-      for (int j = 0; j < k; ++j) Y[std::int64_t(i) * k + j] += alpha * product[std::int64_t(j) * m + i];
-  } else {
-    if (k > 1) {
-      Xt.resize(std::size_t(n) * k);
-      for (int i = 0; i < n; ++i)
-        for (int j = 0; j < k; ++j) Xt[std::int64_t(j) * n + i] = X[std::int64_t(i) * k + j];
-    }
-    narrow::times<S, T>(A, lda, m, n, k > 1 ? Xt.data() : X, k, product.data());
-    for (std::int64_t i = 0; i < std::int64_t(m) * k; ++i) Y[i] += alpha * product[i];
-  }
-}
-
-// Y [m, k] += alpha op(A) X by BLAS, A [m, n] row-major (op = identity) or [n, m] (op = transpose)
-template <class T>
-void multiply_blas(const T* A, int lda, bool transpose, int m, int n, const T* X, T* Y, int k, T alpha) {
-  if (k > 1)
-    lapack::gemm('N', transpose ? 'T' : 'N', k, m, n, alpha, X, k, A, lda, T(1), Y, k);
-  else if (transpose)
-    lapack::gemv('N', m, n, alpha, A, lda, X, Y);
-  else
-    lapack::gemv('T', n, m, alpha, A, lda, X, Y);
-}
-
-// the same for a stored type S that is not T: convert tile by tile
-template <class S, class T>
-void multiply_converted(const S* A, int lda, bool transpose, int m, int n, const T* X, T* Y, int k, T alpha) {
-  thread_local std::vector<T> tile;
-  tile.resize(kTileRows * kTileCols);
-  const int rows = transpose ? n : m, cols = transpose ? m : n;
-  for (int r = 0; r < rows; r += kTileRows) {
-    const int h = std::min(kTileRows, rows - r);
-    for (int c = 0; c < cols; c += kTileCols) {
-      const int w = std::min(kTileCols, cols - c);
-      for (int i = 0; i < h; ++i)
-        narrow::convert<S, T>(A + static_cast<std::int64_t>(r + i) * lda + c, w, tile.data() + static_cast<std::int64_t>(i) * w);
-      const std::int64_t x = transpose ? r : c, y = transpose ? c : r;
-      multiply_blas<T>(tile.data(), w, transpose, transpose ? w : h, transpose ? h : w, X + x * k, Y + y * k, k, alpha);
-    }
-  }
-}
-
 // output rows [begin, end) of Y, one block after another
 template <class S, class T>
 void run_task(const Batch<S, T>& b, const std::vector<std::int64_t>& blocks, std::int64_t begin, std::int64_t end) {
@@ -86,13 +34,10 @@ void run_task(const Batch<S, T>& b, const std::vector<std::int64_t>& blocks, std
     const S* A = b.data + b.offsets[i] + (first - y) * (b.transpose ? 1 : lda);
     const T* X = b.X + b.x_starts[i] * b.k;
     T* Y = b.Y + first * b.k;
-    constexpr bool same = std::is_same_v<S, T>;
-    if (b.k <= narrow::kColumns && !(same && b.k == 1))
-      multiply_narrow<S, T>(A, lda, b.transpose, m, n, X, Y, b.k, b.alpha);
-    else if constexpr (same)
-      multiply_blas<T>(A, lda, b.transpose, m, n, X, Y, b.k, b.alpha);
+    if (b.transpose)
+      columns::add_transposed<S, T>(A, lda, n, m, X, b.k, b.alpha, Y);
     else
-      multiply_converted<S, T>(A, lda, b.transpose, m, n, X, Y, b.k, b.alpha);
+      columns::add_product<S, T>(A, lda, m, n, X, b.k, b.alpha, Y);
   }
 }
 
@@ -122,7 +67,7 @@ void run(const Batch<S, T>& b, std::int64_t n) {
       tasks.push_back({static_cast<std::int64_t>(groups.size()) - 1, begin, std::min(begin + kChunk, end)});
   }
   double work = 0;
-  for (const std::int64_t i : by_row) work += double(b.rows[i]) * double(b.cols[i]) * b.k;
+  for (const std::int64_t i : by_row) work += double(b.rows[i]) * double(b.cols[i]) * columns::effort(b.k);
   for_each_task(static_cast<std::int64_t>(tasks.size()), work,
                 [&](std::int64_t t) { run_task(b, groups[tasks[t].group], tasks[t].begin, tasks[t].end); });
 }
