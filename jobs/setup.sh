@@ -6,6 +6,7 @@
 #
 # HPCHESS_WITH_SLURM=1          also the packages of the scheduler (only tests need them)
 # HPCHESS_WITH_TORCH=1          also PyTorch for CPUs and onnx
+# HPCHESS_WITH_NVRTC=1          also NVIDIA's runtime compiler (90 MB, no driver): tests compile the CUDA kernels with it
 # HPCHESS_SETUP=skip            install nothing, use the Python that is first on PATH (conda, module systems: docs/INSTALL.md)
 
 HPCHESS_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -73,6 +74,7 @@ hpchess_venv() {
   hpchess_step "installing Python packages" "${pip[@]}" scikit-build-core nanobind scipy scikit-learn safetensors tqdm \
     pytest pytest-mpi pytest-timeout "tomli; python_version < '3.11'"
   [ "${HPCHESS_WITH_TORCH:-0}" != 1 ] || hpchess_torch
+  [ "${HPCHESS_WITH_NVRTC:-0}" != 1 ] || hpchess_step "installing NVIDIA's runtime compiler" "${pip[@]}" "nvidia-cuda-nvrtc-cu12>=12.4"
   hpchess_step "building and installing hpcHess (editable)" "${pip[@]}" --no-build-isolation --no-deps -e .
   hpchess_step "importing the packages" .venv/bin/python -c '
 import h5py, numpy, petsc4py.PETSc, scipy.linalg, slepc4py.SLEPc, sklearn
@@ -93,9 +95,10 @@ hpchess_torch() {
   hpchess_step "importing PyTorch and onnx" .venv/bin/python -c 'import numpy, onnx, torch; torch.ones(2).numpy()'
 }
 
-# hpchess_key TORCH: what the virtual environment was made from, with PyTorch where TORCH is 1; any change of it makes set-up run again
+# hpchess_key TORCH NVRTC: what the virtual environment was made from, with PyTorch, with NVRTC where these are 1; any change of it makes set-up run again
 hpchess_key() {
   { [ "$1" != 1 ] || echo torch
+    [ "$2" != 1 ] || echo nvrtc
     echo "$HPCHESS_ROOT"; readlink -f /usr/bin/python3; cat pyproject.toml CMakeLists.txt jobs/setup.sh
     find hpcHess/native -type f -print0 2>/dev/null | sort -z | xargs -0r cat
     dpkg-query -W -f='${Package} ${Version}\n' python3-numpy python3-mpi4py python3-petsc4py-real python3-slepc4py-real python3-h5py-mpi
@@ -110,15 +113,17 @@ hpchess_install() {
   exec 9>build/setup.lock
   flock -w 1800 9 || hpchess_fail "another set-up of this folder has been running for half an hour (build/setup.lock)"
   hpchess_apt
-  local torch=${HPCHESS_WITH_TORCH:-0} found
+  local torch=${HPCHESS_WITH_TORCH:-0} nvrtc=${HPCHESS_WITH_NVRTC:-0} found more
   found=$(cat .venv/setup.key 2>/dev/null) || found=
   if [ -x .venv/bin/python ] && [ -n "$found" ]; then
-    [ "$found" != "$(hpchess_key "$torch")" ] || return 0
-    [ "$found" != "$(hpchess_key 1)" ] || return 0  # PyTorch is there and not asked for: nobody minds
+    for more in "$torch $nvrtc" "1 $nvrtc" "$torch 1" "1 1"; do  # what is there and not asked for: nobody minds
+      # shellcheck disable=SC2086  # two words
+      [ "$found" != "$(hpchess_key $more)" ] || return 0
+    done
   fi
   rm -f .venv/setup.key
   hpchess_venv
-  hpchess_key "$torch" >.venv/setup.key
+  hpchess_key "$torch" "$nvrtc" >.venv/setup.key
   hpchess_say "done"
 }
 

@@ -1,11 +1,13 @@
 """The whole way on arrays that refuse implicit conversion, as a GPU's do: host and device stay apart, and the numbers are NumPy's."""
 
 import numpy as np
+import pytest
 
 from hpcHess import backend as backends
 from hpcHess.hierarchical.compress import compress
 from hpcHess.formats.file import load
 from tests.backend.device_arrays import DeviceBackend
+from tests.backend.fake_cupy import install
 from tests.reference.dense_operator import DenseOperator, exponential_kernel
 
 
@@ -26,3 +28,26 @@ def test_compress_multiply_solve_and_files(comm, shared_tmp, monkeypatch):
         for solver in ("elimination", "ulv", "woodbury"):
             assert np.abs(H.solve(V, 0.1, solver) - host.solve(V, 0.1, solver)).max() <= 1e-11
             assert np.isclose(H.logdet(0.1, solver)[1], host.logdet(0.1, solver)[1])
+
+
+@pytest.mark.parametrize("dtype, format", [("float32", "hss"), ("float64", "hss"), ("float64", "fmm")])
+def test_the_whole_way_of_the_cupy_backend(comm, shared_tmp, monkeypatch, dtype, format):
+    """The same through `backend="cupy"` on a stand-in for CuPy that runs its kernels on the host."""
+    K = exponential_kernel(120)
+    K[::13], K[:, ::13] = 0, 0
+    operator, V, scale = DenseOperator(K, comm), np.random.default_rng(0).standard_normal((120, 3)), np.linalg.norm(K)
+    options = dict(rtol=1e-3, leaf_size=16, distance="angle", dtype=dtype, format=format)
+    near = 1e-13 if dtype == "float64" else 1e-5
+    host = compress(operator, backend="numpy", **options)
+    with monkeypatch.context() as patch:
+        cupy = install(patch)
+        device = compress(operator, backend="cupy", **options)
+        assert device.near.blocks.data.__class__.__name__ == "DeviceArray" and np.abs(device @ V - host @ V).max() <= near * scale
+        if format == "hss":
+            device.save(shared_tmp / "cupy.h5", factors=device.factorize(0.1))
+            again = load(shared_tmp / "cupy.h5", comm, backend="cupy")
+            for solver in ("elimination", "ulv", "woodbury"):
+                assert np.abs(again.solve(V, 0.1, solver) - host.solve(V, 0.1, solver)).max() <= 1e3 * near * np.abs(V).max()
+                assert np.isclose(again.logdet(0.1, solver)[1], host.logdet(0.1, solver)[1], rtol=1e2 * near)
+    used = {name.removesuffix("_float32").removesuffix("_float64") for names in comm.allgather(cupy.launches) for name in names}
+    assert {"pivoted_qr", "interpolation", f"multiply_tile_{dtype}"} <= used and ("eliminate_definite" in used) == (format == "hss")

@@ -1,0 +1,199 @@
+"""The CuPy backend on a stand-in for CuPy that runs its kernels on the host, against NumPy's results."""
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+import hpcHess.backend as hb
+from tests.backend import emulated
+from tests.backend.fake_cupy import install
+from tests.backend.oracles import random_blocks, starts_of
+
+pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="the same on every rank")
+
+TYPES = [(np.float32, np.float32), (np.float64, np.float64), (np.float32, np.float64), (np.float64, np.float32)]
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    return install(monkeypatch)
+
+
+def on(backend, blocks):
+    return hb.Blocks(backend.asarray(blocks.data), blocks.rows, blocks.cols, blocks.offsets)
+
+
+def product(name, types, k, transpose, rows, cols, x_starts=None, y_starts=None):
+    backend, rng = hb.get(name), np.random.default_rng(1)
+    A = random_blocks(rng, rows, cols, types[0])
+    inner, outer = (rows, cols) if transpose else (cols, rows)
+    x_starts, y_starts = starts_of(inner)[:-1] if x_starts is None else x_starts, starts_of(outer)[:-1] if y_starts is None else y_starts
+    X = backend.asarray(rng.standard_normal((int(max(np.add(x_starts, inner))), k)).astype(types[1]))
+    Y = backend.asarray(rng.standard_normal((int(max(np.add(y_starts, outer))), k)).astype(types[1]))
+    backend.multiply(on(backend, A), X, x_starts, Y, y_starts, transpose, alpha=-0.5)
+    return backend.to_host(Y)
+
+
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("k", [0, 1, 8, 9, 70])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_products(cupy, types, k, transpose):
+    given = types, k, transpose, [5, 0, 3, 17, 70, 1], [4, 7, 0, 40, 33, 130]
+    ours, expected = product("cupy", *given), product("numpy", *given)
+    assert ours.dtype == types[1]
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=500 * np.finfo(types[1]).eps)
+    assert cupy.launches == [f"multiply_{'narrow' if k <= 8 else 'tile'}_{np.dtype(types[0])}_{np.dtype(types[1])}"] * (k > 0)
+
+
+@pytest.mark.parametrize("k", [2, 20])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_blocks_that_share_rows(cupy, k, transpose):
+    """Overlapping outputs of several blocks, in chains and on top of each other, longer than one tile."""
+    side = [100, 30, 30, 90, 10]
+    given = TYPES[1], k, transpose, side, side, [0, 0, 7, 3, 0], [0, 90, 0, 95, 300]
+    np.testing.assert_allclose(product("cupy", *given), product("numpy", *given), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("y_starts", [None, [700, 600, 500, 400, 300, 0, 100]])
+def test_equal_blocks_go_to_the_library(cupy, transpose, y_starts):
+    side = [64] * 5 + [70, 64]
+    given = TYPES[1], 12, transpose, side, side, None, y_starts
+    np.testing.assert_allclose(product("cupy", *given), product("numpy", *given), rtol=0, atol=1e-11)
+
+
+def test_mapped_rows(cupy):
+    """Rows of X and Y through index arrays, as the moves between levels need them."""
+    backend, rng = hb.get("cupy"), np.random.default_rng(2)
+    A = random_blocks(rng, [4, 70], [9, 5], np.float32)
+    x_rows, y_rows = rng.permutation(20)[:14], rng.permutation(90)[:74]
+    for k in (3, 11):
+        X, Y = rng.standard_normal((20, k)), rng.standard_normal((90, k))
+        expected = Y.copy()
+        expected[y_rows[:4]] += A[0].astype(float) @ X[x_rows[:9]]
+        expected[y_rows[4:]] += A[1].astype(float) @ X[x_rows[9:]]
+        Y = backend.asarray(Y)
+        backend.multiply_mapped(on(backend, A), backend.asarray(X), np.array([0, 9]), backend.asarray(x_rows), Y, np.array([0, 4]), backend.asarray(y_rows))
+        np.testing.assert_allclose(backend.to_host(Y), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("k", [0, 1, 4, 5])
+def test_symmetric_pairs(cupy, types, k):
+    backend, rng, counts = hb.get("cupy"), np.random.default_rng(3), np.array([70, 0, 33, 5])
+    pairs = np.array([[0, 0], [0, 2], [0, 3], [1, 2], [2, 2], [2, 3]])
+    starts, (a, b) = starts_of(counts)[:-1], pairs.T
+    B = random_blocks(rng, counts[a], counts[b], types[0])
+    X, Y = (rng.standard_normal((108, k)).astype(types[1]) for _ in range(2))
+    expected = Y.astype(float)
+    for i, (p, q) in enumerate(pairs):
+        rows, cols, block = slice(starts[p], starts[p] + counts[p]), slice(starts[q], starts[q] + counts[q]), B[i].astype(float)
+        expected[rows] += 0.5 * block @ X[cols]
+        if p != q:
+            expected[cols] += 0.5 * block.T @ X[rows]
+    Y = backend.asarray(Y)
+    backend.multiply_symmetric(on(backend, B), backend.asarray(X), starts[a], starts[b], Y, alpha=0.5)
+    np.testing.assert_allclose(backend.to_host(Y), expected, rtol=0, atol=500 * np.finfo(types[1]).eps)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_place(cupy, transpose):
+    found = []
+    for backend in (hb.get("cupy"), hb.get("numpy")):
+        source = on(backend, random_blocks(np.random.default_rng(4), [3, 0, 4], [2, 5, 4], np.float32))
+        target = hb.Blocks.shaped(backend.xp.zeros, [10, 8], [9, 8])
+        backend.place(target, source, [0, 1, 0], [1, 0, 5], [4, 2, 0], transpose)
+        found.append(backend.to_host(target.data))
+    np.testing.assert_array_equal(*found)
+    assert found[0].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("max_rank", [None, 6])
+def test_interpolation(cupy, dtype, max_rank):
+    rng, sizes = np.random.default_rng(5), [12, 0, 40, 1, 30, 5]
+    starts = starts_of(sizes)
+    R = rng.standard_normal((starts[-1], 25)) @ (rng.standard_normal((25, 25)) * 0.5 ** np.arange(25))
+    R[starts[4] : starts[5]], R = 0, R.astype(dtype)
+    tolerance, samples = np.array([1e-2, 1, 1e-3, 1e-2, 1e-2, 1e-9]), np.array([25.0, 25, 20, 25, 25, 25])
+    found, expected = (b.interpolate(b.asarray(R), starts, tolerance, max_rank, samples) for b in (hb.get("cupy"), hb.get("numpy")))
+    for field in ("ranks", "order", "saturated"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(found.residual, expected.residual, rtol=1e4 * eps)
+    np.testing.assert_allclose(hb.get("cupy").to_host(found.T.data), expected.T.data, atol=1e4 * eps)
+    assert found.ranks[2] >= 6 and found.T.dtype == dtype
+    R[3, 3] = np.nan
+    with pytest.raises(FloatingPointError):
+        hb.get("cupy").interpolate(hb.get("cupy").asarray(R), starts, tolerance)
+
+
+@pytest.mark.parametrize("delay", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_elimination(cupy, delay, dtype):
+    """Definite and indefinite blocks, a root, nothing to eliminate; then a batch that the kernel does alone."""
+    for indefinite in ([1], []):
+        rng, sizes, kept = np.random.default_rng(6), np.array([40, 25, 10, 33, 0]), np.array([15, 5, 10, 0, 0])
+        A = random_blocks(rng, sizes, sizes, np.float64)
+        for i, c in enumerate(sizes):
+            A[i][:] = (A[i] + A[i].T) / 2 if i in indefinite else A[i] @ A[i].T + np.eye(c)
+        T = random_blocks(rng, kept, sizes - kept, dtype)
+        order, b = np.concatenate([rng.permutation(c) for c in sizes]), rng.standard_normal((sizes.sum(), 2))
+        results = []
+        for backend in (hb.get("cupy"), hb.get("numpy")):
+            factors = backend.eliminate(on(backend, A), order, on(backend, T), delay)
+            for each in (factors, hb.Elimination.from_arrays(backend, factors.arrays())):
+                x_kept, state = each.forward(backend.asarray(b))
+                x = each.backward(x_kept, state)
+                results.append([backend.to_host(a) for a in (factors.schur.data, each.log_abs, each.negative, each.delayed, x_kept, x)])
+        for other in results[:-1]:
+            for mine, theirs in zip(other, results[-1], strict=True):
+                np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-9)
+        assert results[0][2].any() == bool(indefinite)
+
+
+def test_wrong_launches_are_refused(cupy):
+    """What would be garbage on a device is an error here: the emulation can fail."""
+    backend = hb.get("cupy")
+    X, Y = (backend.xp.zeros((3, 2)) for _ in range(2))
+    A = hb.Blocks.shaped(backend.xp.zeros, [4], [3])
+    with pytest.raises(ValueError, match="outside Y"):
+        backend.multiply(A, X, [0], Y, [0])
+    with pytest.raises(ValueError, match="differ"):
+        backend.multiply(A, X, [0], backend.xp.zeros((4, 3)), [0])
+    with pytest.raises(TypeError, match="argument 1"):
+        backend._launch("symmetric", "add_rows_float32", (1,), backend.xp.zeros(3, np.float32), Y, Y, Y, 1, Y, 1, 1.0)
+    with pytest.raises(TypeError, match="parameters"):
+        backend._launch("symmetric", "add_rows_float32", (1,), Y)
+
+
+BROKEN = """
+extern "C" __global__ void shift(double* x) {
+  __shared__ double kept[64];
+  kept[threadIdx.x] = x[threadIdx.x];
+  BARRIER
+  x[threadIdx.x] = kept[(threadIdx.x + 1) % 64];
+}
+"""
+
+
+def test_emulation_shows_missing_and_divergent_barriers():
+    if reason := emulated.no_compiler():
+        pytest.skip(reason)
+    common = "typedef long long i64;\n"
+    good, missing, divergent = (
+        emulated.Module(common + BROKEN.replace("BARRIER", barrier)) for barrier in ("__syncthreads();", "", "if (threadIdx.x % 2) __syncthreads();")
+    )
+    expected = np.roll(np.arange(64.0), -1)
+    for descending in (False, True):
+        x = np.arange(64.0)
+        good.launch("shift", (1,), 64, [x], descending)
+        np.testing.assert_array_equal(x, expected)
+    wrong = []
+    for descending in (False, True):
+        x = np.arange(64.0)
+        missing.launch("shift", (1,), 64, [x], descending)
+        wrong.append((x != expected).any())
+    assert any(wrong)
+    with pytest.raises(RuntimeError, match="different barriers"):
+        divergent.launch("shift", (1,), 64, [np.arange(64.0)])
