@@ -3,7 +3,7 @@
 import numpy as np
 
 from hpcHess.backend.correction import correct
-from hpcHess.backend.elimination import eliminate
+from hpcHess.backend.elimination import backward, eliminate, forward, smallest_of
 from hpcHess.backend.interpolate import interpolate
 from hpcHess.backend.isolate import isolate
 from hpcHess.backend.orthogonal import couple, eliminate_orthogonally
@@ -81,6 +81,18 @@ class ArrayBackend:
     def eliminate(self, A, order, T, delay=True):
         """Interpolative elimination of every symmetric block of A: see `backend.elimination`."""
         return eliminate(self, A, order, T, delay)
+
+    def forward(self, elimination, B, starts):
+        """The forward sweep of a solve through one level: see `backend.elimination.Elimination.forward`."""
+        return forward(elimination, B, starts)
+
+    def backward(self, elimination, x_kept, state):
+        """The backward sweep: see `backend.elimination.Elimination.backward`."""
+        return backward(elimination, x_kept, state)
+
+    def smallest(self, W, inspected=None):
+        """min 1 / ‖W_i e_j‖² over all columns of all blocks, inf for none; `inspected`: see `backend.elimination.Elimination`."""
+        return smallest_of(self.xp, W)
 
     def eliminate_orthogonally(self, A, order, T, children=None, delay=True):
         """The same after rotating every block by the QR of its basis: see `backend.orthogonal`."""

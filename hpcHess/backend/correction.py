@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
-from hpcHess.backend.elimination import cholesky_inverse, gather, smallest_of
+from hpcHess.backend.elimination import cholesky_inverse, gather
 from hpcHess.backend.orthogonal import bases
 from hpcHess.parallel.ownership import starts_of
 
@@ -36,7 +36,7 @@ class Correction:
 
     def smallest(self):
         """About the smallest |eigenvalue| of what was eliminated: min 1 / ‖G e_j‖."""
-        return np.sqrt(smallest_of(self.backend.xp, self.G))
+        return np.sqrt(self.backend.smallest(self.G))
 
     def order_of_pivots(self):
         """Largest number of rows of a block."""

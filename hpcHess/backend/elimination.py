@@ -27,7 +27,8 @@ class Elimination:
     `kept` = s + δ, `delayed` = δ, `negative` (negative eigenvalues eliminated) int64 [b]; `log_abs` float64 [b], log|det|
     of what was eliminated; `schur`: Blocks [kept × kept], D̂ with the delayed directions after the skeleton (None when
     restored from arrays). `order` [Σ c], `T` as given; `W` [r × a], `K` [s × a], `V` [r × δ] with r = c − s, a = r − δ;
-    `sign` [Σ a].
+    `sign` [Σ a]. `inspected`: (whether W is upper triangular uint8 [b], max_j ‖We_j‖² [b]), where the
+    backend has looked.
     """
 
     backend: object
@@ -40,6 +41,7 @@ class Elimination:
     log_abs: np.ndarray
     negative: np.ndarray
     schur: Blocks = None
+    inspected: tuple = None
 
     def __post_init__(self):
         s, r = self.T.rows, self.T.cols
@@ -60,7 +62,7 @@ class Elimination:
 
         Exact where eigenvectors were used; a near-singular Cholesky factor has its tiny pivot in one column of W.
         """
-        return smallest_of(self.backend.xp, self.W)
+        return self.backend.smallest(self.W, self.inspected)
 
     def order_of_pivots(self):
         """Largest number of rows eliminated at once."""
@@ -72,39 +74,14 @@ class Elimination:
         Returns (B_kept, state): b_R' = b_R − Tᵀb_J, z = Wᵀb_R', b_J' = b_J − K σ z, b_δ = Vᵀb_R' in the rows
         [Σ kept, k], block i at kept_starts[i]; the state is z.
         """
-        xp, multiply = self.backend.xp, self.backend.multiply
-        starts = self.starts if starts is None else np.asarray(starts, np.int64)
-        k, kept_starts, r_starts, a_starts = B.shape[1], self.kept_starts, self._r_starts, self._a_starts
-        B_kept = xp.zeros((int(kept_starts[-1]), k))
-        B_kept[xp.asarray(self._J_kept)] = B[xp.asarray(starts[self._J_owner] + self._J)]
-        B_R = B[xp.asarray(starts[self._R_owner] + self._R)].astype(np.float64, copy=False)
-        multiply(self.T, B_kept, kept_starts, B_R, r_starts, transpose=True, alpha=-1.0)
-        z = xp.zeros((int(a_starts[-1]), k))
-        multiply(self.W, B_R, r_starts, z, a_starts, transpose=True)
-        z *= self.sign[:, None]
-        multiply(self.K, z, a_starts, B_kept, kept_starts, alpha=-1.0)
-        multiply(self.V, B_R, r_starts, B_kept, kept_starts[:-1] + self.T.rows, transpose=True)
-        return B_kept, z
+        return self.backend.forward(self, B, self.starts if starts is None else np.asarray(starts, np.int64))
 
     def backward(self, x_kept, state):
         """The stacked rows [Σ c, k] of the solution, in the order the blocks had before permuting, from its kept rows.
 
         x_R = W σ (z − Kᵀx_J') + V x_δ, x_J = x_J' − T x_R.
         """
-        xp, multiply = self.backend.xp, self.backend.multiply
-        k, kept_starts, r_starts, a_starts = x_kept.shape[1], self.kept_starts, self._r_starts, self._a_starts
-        x_kept = xp.array(x_kept, dtype=np.float64, order="C")
-        z = xp.zeros_like(state)
-        multiply(self.K, x_kept, kept_starts, z, a_starts, transpose=True)
-        z = state - self.sign[:, None] * z
-        x_R = xp.zeros((int(r_starts[-1]), k))
-        multiply(self.W, z, a_starts, x_R, r_starts)
-        multiply(self.V, x_kept, kept_starts[:-1] + self.T.rows, x_R, r_starts)
-        multiply(self.T, x_R, r_starts, x_kept, kept_starts, alpha=-1.0)
-        X = xp.empty((int(self.starts[-1]), k))
-        X[xp.asarray(self.starts[self._J_owner] + self._J)] = x_kept[xp.asarray(self._J_kept)]
-        X[xp.asarray(self.starts[self._R_owner] + self._R)] = x_R
-        return X
+        return self.backend.backward(self, x_kept, state)
 
     def arrays(self):
         """Everything but `schur` as flat host arrays, for a file."""
@@ -131,6 +108,40 @@ class Elimination:
             np.asarray(arrays["log_abs"], float),
             np.asarray(arrays["negative"], np.int64),
         )
+
+
+def forward(e, B, starts):
+    """`Elimination.forward` in products of the backend, a level at a time."""
+    xp, multiply = e.backend.xp, e.backend.multiply
+    k, kept_starts, r_starts, a_starts = B.shape[1], e.kept_starts, e._r_starts, e._a_starts
+    B_kept = xp.zeros((int(kept_starts[-1]), k))
+    B_kept[xp.asarray(e._J_kept)] = B[xp.asarray(starts[e._J_owner] + e._J)]
+    B_R = B[xp.asarray(starts[e._R_owner] + e._R)].astype(np.float64, copy=False)
+    multiply(e.T, B_kept, kept_starts, B_R, r_starts, transpose=True, alpha=-1.0)
+    z = xp.zeros((int(a_starts[-1]), k))
+    multiply(e.W, B_R, r_starts, z, a_starts, transpose=True)
+    z *= e.sign[:, None]
+    multiply(e.K, z, a_starts, B_kept, kept_starts, alpha=-1.0)
+    multiply(e.V, B_R, r_starts, B_kept, kept_starts[:-1] + e.T.rows, transpose=True)
+    return B_kept, z
+
+
+def backward(e, x_kept, state):
+    """`Elimination.backward` in products of the backend, a level at a time."""
+    xp, multiply = e.backend.xp, e.backend.multiply
+    k, kept_starts, r_starts, a_starts = x_kept.shape[1], e.kept_starts, e._r_starts, e._a_starts
+    x_kept = xp.array(x_kept, dtype=np.float64, order="C")
+    z = xp.zeros_like(state)
+    multiply(e.K, x_kept, kept_starts, z, a_starts, transpose=True)
+    z = state - e.sign[:, None] * z
+    x_R = xp.zeros((int(r_starts[-1]), k))
+    multiply(e.W, z, a_starts, x_R, r_starts)
+    multiply(e.V, x_kept, kept_starts[:-1] + e.T.rows, x_R, r_starts)
+    multiply(e.T, x_R, r_starts, x_kept, kept_starts, alpha=-1.0)
+    X = xp.empty((int(e.starts[-1]), k))
+    X[xp.asarray(e.starts[e._J_owner] + e._J)] = x_kept[xp.asarray(e._J_kept)]
+    X[xp.asarray(e.starts[e._R_owner] + e._R)] = x_R
+    return X
 
 
 def eliminate(backend, A, order, T, delay=True):

@@ -14,6 +14,13 @@ def _index(a):
     return np.ascontiguousarray(a, np.int64)
 
 
+def _inspect(W):
+    """Which blocks are square and upper triangular, uint8 [b]; max_j ‖W_i e_j‖² [b]."""
+    triangular, largest = np.empty(len(W), np.uint8), np.empty(len(W))
+    _native.inspect(W.data, W.rows, W.cols, triangular, largest)
+    return triangular, largest
+
+
 class NativeBackend(ArrayBackend):
     """NumPy arrays; OpenMP over the blocks of a batch (OMP_NUM_THREADS), BLAS with one thread inside each.
 
@@ -51,13 +58,15 @@ class NativeBackend(ArrayBackend):
     def eliminate(self, A, order, T, delay=True):
         order, s, r = _index(order), _index(T.rows), _index(T.cols)
         data = np.ascontiguousarray(A.data, np.float64)
-        W, K, schur = Blocks.shaped(np.empty, r, r), Blocks.shaped(np.empty, s, r), Blocks.shaped(np.empty, s, s)
-        log_abs = np.empty(len(A))
-        _native.eliminate_definite(data, order, T.data, s, r, W.data, K.data, schur.data, log_abs, GROWTH if delay else np.inf)
+        W, K, schur = Blocks.shaped(np.zeros, r, r), Blocks.shaped(np.empty, s, r), Blocks.shaped(np.empty, s, s)
+        log_abs, largest = np.empty(len(A)), np.empty(len(A))
+        growth = GROWTH if delay else np.inf
+        _native.eliminate_definite(data, order, T.data, s, r, W.data, K.data, schur.data, log_abs, largest, growth)
         refused = np.isnan(log_abs)
         if not refused.any():
             V = Blocks.shaped(np.zeros, r, 0 * r)
-            return Elimination(self, order, T, W, K, V, np.ones(int(r.sum())), log_abs, np.zeros(len(A), np.int64), schur)
+            none, ones = np.zeros(len(A), np.int64), np.ones(int(r.sum()))
+            return Elimination(self, order, T, W, K, V, ones, log_abs, none, schur, (np.ones(len(A), np.uint8), largest))
         starts = starts_of(s + r)
         parts = [(W[i], K[i], np.zeros((r[i], 0)), schur[i], np.ones(r[i]), log_abs[i], 0) for i in range(len(A))]
         for i in np.flatnonzero(refused):
@@ -65,3 +74,25 @@ class NativeBackend(ArrayBackend):
             D = A[i].astype(np.float64, copy=False)[np.ix_(rows, rows)]
             parts[i] = eliminate_block(np, D, T[i].astype(np.float64, copy=False), delay)
         return assemble(self, order, T, parts)
+
+    def forward(self, elimination, B, starts):
+        e, B = elimination, np.ascontiguousarray(B, np.float64)
+        B_kept, z = np.empty((int(e.kept_starts[-1]), B.shape[1])), np.empty((len(e.sign), B.shape[1]))
+        _native.solve_forward(B, _index(starts), *self._level(e), B_kept, z)
+        return B_kept, z
+
+    def backward(self, elimination, x_kept, state):
+        e = elimination
+        X = np.empty((int(e.starts[-1]), x_kept.shape[1]))
+        _native.solve_backward(np.ascontiguousarray(x_kept, np.float64), np.ascontiguousarray(state, np.float64), *self._level(e), X)
+        return X
+
+    def _level(self, e):
+        """A level's factors as the two sweeps take them."""
+        if e.inspected is None:
+            e.inspected = _inspect(e.W)
+        return e.order, e.T.rows, e.T.cols, e.delayed, e.T.data, e.W.data, e.K.data, e.V.data, e.sign, e.inspected[0]
+
+    def smallest(self, W, inspected=None):
+        largest = (inspected or _inspect(W))[1].max(initial=0)
+        return 1 / largest if largest else np.inf

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
-from hpcHess.backend.elimination import gather, smallest_of
+from hpcHess.backend.elimination import gather
 from hpcHess.parallel.ownership import starts_of
 
 
@@ -39,7 +39,7 @@ class OrthogonalElimination:
 
     def smallest(self):
         """About the smallest |eigenvalue| of what was eliminated, as of `Elimination.smallest`."""
-        return smallest_of(self.backend.xp, self.E)
+        return self.backend.smallest(self.E)
 
     def forward(self, B):
         """Eliminate in B, stacked rows [Σ c, k]: z = σ Eᵀb, b_kept = Fᵀb − K z. Returns (B_kept [Σ kept, k], z)."""

@@ -1,74 +1,202 @@
 // Interpolative elimination of a ragged batch where X_RR is positive definite; the caller treats the other blocks.
 //
-// Row-major memory is the transpose in Fortran order: a row-major T [s, r] is Tᵀ [r, s], and the upper triangular
-// W = L⁻ᵀ stored row-major is the lower triangular L⁻¹.
+// A block is permuted to [R; J], redundant rows first, and its lower triangle held row-major in M [c, c]. Everything but
+// Cholesky factors of 32 rows is matrix products (LAPACK's own triangular routines reach a tenth of their speed at these sizes):
+//
+//   H = ½ D_JJ T,  Z = D_JR − H,  X_RR = D_RR − [T; Z]ᵀ[Z; T],  X_JR = Z − H
+//   by panels of columns P:  M_P −= M_{:,<P} M_{P,<P}ᵀ,  X_PP = LLᵀ,  W_PP = L⁻ᵀ,  M_{>P,P} ← M_{>P,P} W_PP
+//   so that the rows J end as K = X_JR L⁻ᵀ;  D̂ = D_JJ − KKᵀ;  W_{<P,P} = −W_{<P,<P} (M_{P,<P}ᵀ W_PP)
+//
+// All products are cut into pieces of fixed sizes: what is computed does not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <stdexcept>
 
 #include "arrays.hpp"
+#include "blocks.hpp"
 #include "lapack.hpp"
-#include "tasks.hpp"
+#include "triangle.hpp"
 
 namespace {
 
+using triangle::kBase;
+constexpr std::int64_t kRows = 256;  // rows of a piece
+
+class Scratch {  // doubles that a thread keeps from block to block, not initialized
+ public:
+  double* of(std::size_t n) {
+    if (n > size_) {
+      held_.reset(new double[n]);
+      size_ = n;
+    }
+    return held_.get();
+  }
+
+ private:
+  std::unique_ptr<double[]> held_;
+  std::size_t size_ = 0;
+};
+
+// row-major products: C [m, n] = alpha op(A) op(B) + beta C
+void multiply(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, double alpha, const double* A, std::int64_t lda,
+              const double* B, std::int64_t ldb, double beta, double* C, std::int64_t ldc) {
+  if (m > 0 && n > 0 && (k > 0 || beta != 1.0))
+    lapack::gemm(tb ? 'T' : 'N', ta ? 'T' : 'N', int(n), int(m), int(k), alpha, B, int(ldb), A, int(lda), beta, C, int(ldc));
+}
+
+std::int64_t strip(std::int64_t n) { return n <= 128 ? 32 : n <= 512 ? 64 : 128; }  // rows of a triangle taken as a rectangle
+
+// W [n, n] upper: W_{<P,P} = −W_{<P,<P} (L_{P,<P}ᵀ W_PP) for the panel of columns [p, q); L row-major below
+void extend_inverse(const double* L, std::int64_t ld, double* W, std::int64_t ldw, std::int64_t p, std::int64_t q, const Team& team) {
+  thread_local Scratch scratch;
+  const std::int64_t n = q - p;
+  double* G = scratch.of(p * n);
+  multiply(true, false, p, n, n, 1.0, L + p * ld, ld, W + p * ldw + p, ldw, 0.0, G, n);
+  team.pieces(p, strip(p), double(p) * p * n / 2, [&](std::int64_t i, std::int64_t j) {
+    multiply(false, false, j - i, n, p - i, -1.0, W + i * ldw + i, ldw, G + i * n, n, 0.0, W + i * ldw + p, ldw);
+  });
+}
+
+// the first n columns of M [rows, n…], lower: L; and panels W_PP = L_PP⁻ᵀ, completed to W = L⁻ᵀ where `whole`
+bool factor(double* M, std::int64_t ld, std::int64_t rows, std::int64_t n, double* W, std::int64_t ldw, bool whole, const Team& team) {
+  if (n <= kBase && rows == n) return n == 0 || triangle::factor(M, ld, int(n), W, ldw);
+  const std::int64_t panel = n <= 6 * kBase ? kBase : 2 * kBase;
+  for (std::int64_t p = 0; p < n; p += panel) {
+    const std::int64_t q = std::min(n, p + panel), w = q - p;
+    double* P = M + p * ld;
+    multiply(false, true, w, w, p, -1.0, P, ld, P, ld, 1.0, P + p, ld);
+    if (!factor(P + p, ld, w, w, W + p * ldw + p, ldw, true, Team(false))) return false;
+    team.pieces(rows - q, kRows, double(rows - q) * w * q, [&](std::int64_t i, std::int64_t j) {
+      thread_local Scratch scratch;
+      double *C = M + (q + i) * ld, *held = scratch.of((j - i) * w);
+      multiply(false, true, j - i, w, p, -1.0, C, ld, P, ld, 1.0, C + p, ld);
+      for (std::int64_t row = 0; row < j - i; ++row) std::copy_n(C + row * ld + p, w, held + row * w);
+      multiply(false, false, j - i, w, w, 1.0, held, w, W + p * ldw + p, ldw, 0.0, C + p, ld);
+    });
+    if (whole && p) extend_inverse(M, ld, W, ldw, p, q, team);
+  }
+  return true;
+}
+
+template <class S>
 struct Step {  // one block: pointers into the flat buffers
-  int s, r;
+  std::int64_t s, r;
+  const double* A;
+  const std::int64_t* order;
+  const S* T;
   double *W, *K, *schur;
 };
 
-// A [s, r], leading dimension lda, −= M [s, r]
-void subtract(double* A, int lda, const double* M, int s, int r) {
-  for (int i = 0; i < s; ++i)
-    for (int j = 0; j < r; ++j) A[std::size_t(i) * lda + j] -= M[std::size_t(i) * r + j];
-}
+struct Found {
+  double log_abs, largest;  // log|X_RR|, or NaN where refused; max ‖W e_j‖²
+};
 
-// fills W, K, schur; returns log|X_RR|, or NaN where X_RR is not positive definite or D̂ would outgrow max|A| by `growth`
-double eliminate_block(const Step& b, std::vector<double>& D, const std::vector<double>& T, double growth) {
-  const int s = b.s, r = b.r, c = s + r;
-  double* D_JR = D.data() + s;  // row-major s × r, leading dimension c
-  double* X = D.data() + std::size_t(s) * c + s;
-  double size = 0, log_abs = 0;
-  for (const double d : D) size = std::max(size, std::abs(d));
-  if (std::any_of(T.begin(), T.end(), [](double t) { return t != 0; })) {
-    // M = ½ D_JJ T (in K);  Z = D_JR − M;  X_RR = D_RR − TᵀZ − ZᵀT;  X_JR = Z − M
-    lapack::gemm('N', 'N', r, s, s, 0.5, T.data(), r, D.data(), c, 0.0, b.K, r);
-    subtract(D_JR, c, b.K, s, r);
-    lapack::syr2k(r, s, -1.0, T.data(), r, D_JR, c, X, c);
-    subtract(D_JR, c, b.K, s, r);
-  }
-  if (r && !lapack::potrf(r, X, c)) return std::nan("");
-  for (int i = 0; i < r; ++i) log_abs += 2 * std::log(X[std::size_t(i) * c + i]);
-  // K = X_JR L⁻ᵀ, D̂ = D_JJ − K Kᵀ
-  for (int i = 0; i < s; ++i) std::copy_n(D_JR + std::size_t(i) * c, r, b.K + std::size_t(i) * r);
-  for (int i = 0; i < s; ++i) std::copy_n(D.data() + std::size_t(i) * c, s, b.schur + std::size_t(i) * s);
-  if (s && r) {
-    lapack::trsm('L', 'L', 'N', r, s, X, c, b.K, r);
-    for (int i = 0; i < s; ++i) {
-      double update = 0;
-      for (int j = 0; j < r; ++j) update += b.K[std::size_t(i) * r + j] * b.K[std::size_t(i) * r + j];
-      if (!(update <= growth * size)) return std::nan("");
+// M [c, c]: the lower triangle of the block in the order [R; J], D_JJ whole; returns max|A|
+template <class S>
+double gather(const Step<S>& b, double* M, std::int64_t ld, const Team& team) {
+  const std::int64_t s = b.s, r = b.r, c = s + r;
+  const auto at = [&](std::int64_t p) { return b.order[p < r ? s + p : p - r]; };
+  std::vector<std::int64_t> from(c);
+  std::vector<double> most((c + kRows - 1) / kRows, 0.0);
+  for (std::int64_t p = 0; p < c; ++p) from[p] = at(p);
+  team.pieces(c, kRows, double(c) * c, [&](std::int64_t first, std::int64_t last) {
+    double size = 0;
+    for (std::int64_t p = first; p < last; ++p) {
+      const double* row = b.A + from[p] * c;
+      const std::int64_t end = p < r ? p + 1 : c;
+      for (std::int64_t q = 0; q < end; ++q) {
+        const double d = row[from[q]];
+        M[p * ld + q] = d;
+        size = std::max(size, std::abs(d));
+      }
     }
-    lapack::syrk('T', s, r, -1.0, b.K, r, b.schur, s);
-    for (int i = 0; i < s; ++i)  // LAPACK's lower triangle is the upper one here
-      for (int j = 0; j < i; ++j) b.schur[std::size_t(i) * s + j] = b.schur[std::size_t(j) * s + i];
-  }
-  if (r && !lapack::trtri(r, X, c)) return std::nan("");
-  for (int i = 0; i < r; ++i) {
-    std::fill_n(b.W + std::size_t(i) * r, i, 0.0);
-    std::copy_n(X + std::size_t(i) * c + i, r - i, b.W + std::size_t(i) * r + i);
-  }
-  return std::isfinite(log_abs) ? log_abs : std::nan("");
+    most[first / kRows] = size;
+  });
+  return *std::max_element(most.begin(), most.end());
 }
 
-// A [c, c] blocks, order [Σ c], T [s, r] blocks → W [r, r], K [s, r], schur [s, s] blocks (flat, preallocated) and log_abs [b]
+// the congruence by T: X_RR and X_JR in place of D_RR and D_JR
+template <class S>
+void transform(const Step<S>& b, double* M, std::int64_t ld, const Team& team) {
+  const std::int64_t s = b.s, r = b.r;
+  if (std::none_of(b.T, b.T + s * r, [](S t) { return t != 0; })) return;
+  thread_local Scratch scratch;
+  double *T = scratch.of(4 * s * r), *Z = T + s * r, *H = T + 3 * s * r, *D_J = M + r * ld;  // T, Z, T one below the other
+  std::copy_n(b.T, s * r, T);
+  std::copy_n(T, s * r, T + 2 * s * r);
+  team.pieces(s, kRows, double(s) * s * r, [&](std::int64_t i, std::int64_t j) {
+    multiply(false, false, j - i, r, s, 0.5, D_J + i * ld + r, ld, T, r, 0.0, H + i * r, r);
+    for (std::int64_t p = i; p < j; ++p)
+      for (std::int64_t q = 0; q < r; ++q) {
+        const double z = D_J[p * ld + q] - H[p * r + q];
+        Z[p * r + q] = z;
+        D_J[p * ld + q] = z - H[p * r + q];
+      }
+  });
+  team.pieces(r, strip(r), double(s) * r * r, [&](std::int64_t i, std::int64_t j) {
+    multiply(true, false, j - i, j, 2 * s, -1.0, T + i, r, Z, r, 1.0, M + i * ld, ld);
+  });
+}
+
+// K and D̂ out of the rows J of the factored M; false where D̂ would outgrow `limit`
+template <class S>
+bool finish(const Step<S>& b, const double* M, std::int64_t ld, double limit, const Team& team) {
+  const std::int64_t s = b.s, r = b.r;
+  for (std::int64_t i = 0; i < s; ++i) {
+    const double* row = M + (r + i) * ld;
+    double update = 0;
+    for (std::int64_t j = 0; j < r; ++j) update += row[j] * row[j];
+    if (r && !(update <= limit)) return false;
+    std::copy_n(row, r, b.K + i * r);
+  }
+  const std::int64_t height = strip(s);
+  team.pieces(s, height, double(s) * s * r / 2, [&](std::int64_t i, std::int64_t j) {
+    for (std::int64_t p = i; p < j; ++p) std::copy_n(M + (r + p) * ld + r, j, b.schur + p * s);
+    multiply(false, true, j - i, j, r, -1.0, b.K + i * r, r, b.K, r, 1.0, b.schur + i * s, s);
+  });
+  for (std::int64_t i = 0; i < s; i += 16)  // the upper triangle, tile by tile
+    for (std::int64_t p = 0; p <= i; p += 16)
+      for (std::int64_t row = i; row < std::min(s, i + 16); ++row)
+        for (std::int64_t q = p; q < std::min(row, p + 16); ++q) b.schur[q * s + row] = b.schur[row * s + q];
+  return true;
+}
+
+template <class S>
+Found eliminate_block(const Step<S>& b, double growth, const Team& team) {
+  thread_local Scratch scratch;
+  thread_local std::vector<double> squares;
+  const Found refused{std::nan(""), 0};
+  const std::int64_t r = b.r, c = b.s + r, even = (c + 7) / 8 * 8, ld = even + (even % 64 == 0 ? 8 : 0);  // no rows one page apart
+  if (!c) return {0, 0};
+  double *M = scratch.of(c * ld), log_abs = 0;
+  const double size = gather(b, M, ld, team);
+  transform(b, M, ld, team);
+  if (!factor(M, ld, c, r, b.W, r, false, team)) return refused;
+  for (std::int64_t i = 0; i < r; ++i) log_abs += 2 * std::log(M[i * ld + i]);
+  if (!std::isfinite(log_abs) || !finish(b, M, ld, growth * size, team)) return refused;
+  const std::int64_t panel = r <= 6 * kBase ? kBase : 2 * kBase;
+  for (std::int64_t p = panel; p < r; p += panel) extend_inverse(M, ld, b.W, r, p, std::min(r, p + panel), team);
+  squares.assign(r, 0.0);
+  for (std::int64_t i = 0; i < r; ++i)
+    for (std::int64_t j = i; j < r; ++j) squares[j] += b.W[i * r + j] * b.W[i * r + j];
+  return {log_abs, r ? *std::max_element(squares.begin(), squares.end()) : 0.0};
+}
+
+// A [c, c] blocks, order [Σ c], T [s, r] blocks → W [r, r] (given as zeros), K [s, r], schur [s, s] blocks (flat, preallocated),
+// log_abs [b], largest [b]
 template <class S>
 void eliminate_definite(Array<const double, 1> A, Index order, Array<const S, 1> T, Index skeleton, Index redundant,
-                        Array<double, 1> W, Array<double, 1> K, Array<double, 1> schur, Array<double, 1> log_abs, double growth) {
+                        Array<double, 1> W, Array<double, 1> K, Array<double, 1> schur, Array<double, 1> log_abs,
+                        Array<double, 1> largest, double growth) {
   const std::int64_t n = skeleton.shape(0), *s = skeleton.data(), *r = redundant.data();
+  if (n != std::int64_t(redundant.shape(0))) throw std::invalid_argument("eliminate: sizes of the blocks do not match");
   std::vector<std::int64_t> c0(n + 1), a0(n + 1), t0(n + 1), w0(n + 1), z0(n + 1);
+  std::vector<double> work(n);
   for (std::int64_t i = 0; i < n; ++i) {
     const std::int64_t c = s[i] + r[i];
+    if (s[i] < 0 || r[i] < 0) throw std::invalid_argument("eliminate: a negative size");
+    work[i] = double(c) * c * c / 2;
     c0[i + 1] = c0[i] + c;
     a0[i + 1] = a0[i] + c * c;
     t0[i + 1] = t0[i] + s[i] * r[i];
@@ -77,21 +205,17 @@ void eliminate_definite(Array<const double, 1> A, Index order, Array<const S, 1>
   }
   if (c0[n] != std::int64_t(order.shape(0)) || a0[n] != std::int64_t(A.shape(0)) || t0[n] != std::int64_t(T.shape(0)) ||
       w0[n] != std::int64_t(W.shape(0)) || t0[n] != std::int64_t(K.shape(0)) || z0[n] != std::int64_t(schur.shape(0)) ||
-      n != std::int64_t(log_abs.shape(0)) || n != std::int64_t(redundant.shape(0)))
+      n != std::int64_t(log_abs.shape(0)) || n != std::int64_t(largest.shape(0)))
     throw std::invalid_argument("eliminate: sizes of the blocks do not match");
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t p = c0[i]; p < c0[i + 1]; ++p)
+      if (order.data()[p] < 0 || order.data()[p] >= s[i] + r[i]) throw std::invalid_argument("eliminate: order is not a permutation");
   nb::gil_scoped_release release;
-  double work = 0;
-  for (std::int64_t i = 0; i < n; ++i) work += std::pow(double(s[i] + r[i]), 3);
-  for_each_task(n, work, [&](std::int64_t i) {
-    const std::int64_t c = s[i] + r[i], *rows = order.data() + c0[i];
-    for (std::int64_t p = 0; p < c; ++p)
-      if (rows[p] < 0 || rows[p] >= c) throw std::invalid_argument("eliminate: order is not a permutation");
-    std::vector<double> D(c * c), Td(T.data() + t0[i], T.data() + t0[i + 1]);
-    const double* from = A.data() + a0[i];
-    for (std::int64_t p = 0; p < c; ++p)
-      for (std::int64_t q = 0; q < c; ++q) D[p * c + q] = from[rows[p] * c + rows[q]];
-    const Step step{int(s[i]), int(r[i]), W.data() + w0[i], K.data() + t0[i], schur.data() + z0[i]};
-    log_abs.data()[i] = eliminate_block(step, D, Td, growth);
+  for_each_block(work, [&](std::int64_t i, const Team& team) {
+    const Step<S> step{s[i], r[i], A.data() + a0[i], order.data() + c0[i], T.data() + t0[i], W.data() + w0[i], K.data() + t0[i], schur.data() + z0[i]};
+    const Found found = eliminate_block(step, growth, team);
+    log_abs.data()[i] = found.log_abs;
+    largest.data()[i] = found.largest;
   });
 }
 
@@ -99,7 +223,8 @@ template <class S>
 void define(nb::module_& m) {
   m.def("eliminate_definite", &eliminate_definite<S>, nb::arg("A").noconvert(), nb::arg("order").noconvert(),
         nb::arg("T").noconvert(), nb::arg("skeleton").noconvert(), nb::arg("redundant").noconvert(), nb::arg("W").noconvert(),
-        nb::arg("K").noconvert(), nb::arg("schur").noconvert(), nb::arg("log_abs").noconvert(), nb::arg("growth"));
+        nb::arg("K").noconvert(), nb::arg("schur").noconvert(), nb::arg("log_abs").noconvert(), nb::arg("largest").noconvert(),
+        nb::arg("growth"));
 }
 
 }  // namespace

@@ -5,10 +5,12 @@ void bind_multiply(nanobind::module_&);
 void bind_interpolate(nanobind::module_&);
 void bind_eliminate(nanobind::module_&);
 void bind_sweep(nanobind::module_&);
+void bind_solve(nanobind::module_&);
 
 NB_MODULE(_native, m) {
   bind_multiply(m);
   bind_interpolate(m);
   bind_eliminate(m);
   bind_sweep(m);
+  bind_solve(m);
 }
