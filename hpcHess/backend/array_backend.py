@@ -50,6 +50,14 @@ class ArrayBackend:
         """out [d, k, m] ← U ∘ s for U [d, k, m], s [d, m], contiguous in the last axis; out: U itself by default."""
         self.xp.multiply(U, s[:, None], out=U if out is None else out)
 
+    def softmax_hessian(self, U, p):
+        """U [d, k, m] ← (diag(p_i) − p_i p_iᵀ) u_i in place, p [d, m]: p ∘ (U − Σ p U) once U's row of the likeliest class is taken off all rows,
+        so that nothing cancels (`networks.losses.CrossEntropy`)."""
+        xp = self.xp
+        U -= xp.take_along_axis(U, xp.argmax(p, axis=0)[None, None], axis=0)
+        U -= xp.sum(U * p[:, None], axis=0, keepdims=True)
+        U *= p[:, None]
+
     def multiply(self, A, X, x_starts, Y, y_starts, transpose=False, alpha=1.0):
         """Y[y_starts[i] : …] += alpha op(A_i) X[x_starts[i] : …] for every block i, in place, in the type of X.
 

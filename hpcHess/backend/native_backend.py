@@ -39,6 +39,9 @@ class NativeBackend(ArrayBackend):
     def scale_samples(self, U, s, out=None):
         _native.scale_samples(U, s, U if out is None else out)
 
+    def softmax_hessian(self, U, p):
+        _native.softmax_hessian(U, p)
+
     def multiply(self, A, X, x_starts, Y, y_starts, transpose=False, alpha=1.0):
         shapes = (_index(A.rows), _index(A.cols), _index(A.offsets))
         X, Y_at = np.ascontiguousarray(X), _index(y_starts)

@@ -19,7 +19,7 @@ import math
 import numpy as np
 
 from hpcHess.curvature.blocking import blocking
-from hpcHess.curvature.sweep import Layer
+from hpcHess.curvature.sweep import Layer, apply_hessian
 from hpcHess.parallel.ownership import row_starts
 
 
@@ -184,7 +184,7 @@ class _Sweep:
         output, bend, bent = self.products.output, self.layers[-1].bend, None
         if bend is not None:
             bent = bend[:, None, block] * U
-        self.products.loss.apply_hessian(U.transpose(1, 0, 2), None if output is None else output[:, block])
+        apply_hessian(self.backend, self.products.loss, U, None if output is None else output[:, block])
         if bent is not None:
             U += bent
         return U

@@ -4,7 +4,7 @@ import numpy as np
 
 from hpcHess.curvature.blocking import KEPT_BYTES, blocking
 from hpcHess.curvature.rank_one import RankOne
-from hpcHess.curvature.sweep import Contracted, Data, Layer, Sweep
+from hpcHess.curvature.sweep import Contracted, Data, Layer, Sweep, apply_hessian
 from hpcHess.networks.losses import OuterProduct
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.parallel.random import gaussian_rows
@@ -60,7 +60,7 @@ class Products:
         return Sweep(self.data, k, m, forward=False)
 
     def _hessian(self, U, block):
-        self.loss.apply_hessian(U, None if self.output is None else self.output[:, block])
+        apply_hessian(self.backend, self.loss, U, None if self.output is None else self.output[:, block])
 
     def probe(self, k, seed):
         """(nk)^{-1/2} Σ_{i mine} J_iᵀ R_i ξ_i, [N, k], row-major; ξ_i standard normal, determined by (seed, sample, output, column)."""

@@ -15,6 +15,18 @@ the size outputs × samples is formed,
 
 import math
 
+from hpcHess.networks.losses import CrossEntropy, Diagonal
+
+
+def apply_hessian(backend, loss, U, output):
+    """U ← Q U in place for U [d, k, m], what Q is made of in `output` [d, m]; by the backend's kernels where they are for that."""
+    if loss is CrossEntropy:
+        backend.softmax_hessian(U, output)
+    elif loss is Diagonal:
+        backend.scale_samples(U, output)
+    else:
+        loss.apply_hessian(U.transpose(1, 0, 2), output)
+
 
 class Layer:
     """A layer's place in the parameters and in the samples' inputs; its [V_W V_b] has d_{ℓ−1} columns, + 1 with a bias, none where it is not chosen."""
@@ -140,7 +152,7 @@ class Sweep:
     def product(self, block, k, add):
         """G ← Σ_i J_iᵀ Q_i J_i V of a block of samples, or G += that."""
         U = self.forward(block, k)
-        self.hessian(U.transpose(1, 0, 2), block)
+        self.hessian(U, block)
         self.backward(U, block, add)
 
     def store(self, result, scale):

@@ -91,11 +91,40 @@ void scale_samples(Strided<const T, 3> U, Strided<const T, 2> s, Strided<T, 3> o
   });
 }
 
+// U [d, k, m] = p ∘ (U − Σ_e p_e U_e), p [d, m], U less its row of the sample's largest p before: nothing cancels then
+template <class T>
+void softmax_hessian(Strided<T, 3> U, Strided<const T, 2> p) {
+  const std::int64_t d = U.shape(0), k = U.shape(1), m = U.shape(2);
+  if (std::int64_t(p.shape(0)) != d || std::int64_t(p.shape(1)) != m) throw std::invalid_argument("softmax_hessian: the shapes do not match");
+  if (m > 1 && (U.stride(2) != 1 || p.stride(1) != 1)) throw std::invalid_argument("softmax_hessian: the samples are not contiguous");
+  if (!d || !k || !m) return;
+  const std::int64_t u0 = U.stride(0), u1 = U.stride(1), p0 = p.stride(0);
+  T* u = U.data();
+  const T* q = p.data();
+  nb::gil_scoped_release release;
+  std::vector<std::int64_t> top(m, 0);
+  for (std::int64_t e = 1; e < d; ++e)
+    for (std::int64_t i = 0; i < m; ++i)
+      if (q[e * p0 + i] > q[top[i] * p0 + i]) top[i] = e;
+  for_each_task(k, 2.0 * double(d) * double(k) * double(m), [&](std::int64_t j) {
+    thread_local std::vector<T> likeliest, mean;
+    likeliest.resize(m);
+    mean.assign(m, T(0));
+    T *row = u + j * u1, *first = likeliest.data(), *sum = mean.data();
+    for (std::int64_t i = 0; i < m; ++i) first[i] = row[top[i] * u0 + i];
+    for (std::int64_t e = 0; e < d; ++e)
+      for (std::int64_t i = 0; i < m; ++i) sum[i] += q[e * p0 + i] * (row[e * u0 + i] - first[i]);
+    for (std::int64_t e = 0; e < d; ++e)
+      for (std::int64_t i = 0; i < m; ++i) row[e * u0 + i] = q[e * p0 + i] * ((row[e * u0 + i] - first[i]) - sum[i]);
+  });
+}
+
 template <class T>
 void define(nb::module_& m) {
   m.def("add_product", &add_product<T>, nb::arg("A").noconvert(), nb::arg("B").noconvert(), nb::arg("C").noconvert());
   m.def("swap_axes", &swap_axes<T>, nb::arg("source").noconvert(), nb::arg("out").noconvert(), nb::arg("scale"));
   m.def("scale_samples", &scale_samples<T>, nb::arg("U").noconvert(), nb::arg("s").noconvert(), nb::arg("out").noconvert());
+  m.def("softmax_hessian", &softmax_hessian<T>, nb::arg("U").noconvert(), nb::arg("p").noconvert());
 }
 
 }  // namespace

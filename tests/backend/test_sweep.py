@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import hpcHess.backend as hb
+from hpcHess.networks.losses import CrossEntropy
 from tests.backend.device_arrays import DeviceBackend
 from tests.backend.oracles import BACKENDS
 
@@ -64,6 +65,25 @@ def test_scale_samples(dtype):
             assert np.array_equal(backend.to_host(given), backend.to_host(other))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_softmax_hessian(dtype):
+    """As the loss says it, and for samples of which the classifier is sure, where Q U is small."""
+    rng, eps = np.random.default_rng(3), np.finfo(dtype).eps
+    for d, k, m in SHAPES:
+        if not d * k * m:
+            continue
+        z = 8 * rng.standard_normal((d, m))
+        p = (np.exp(z) / np.exp(z).sum(axis=0)).astype(dtype)
+        U = rng.standard_normal((d, k, m)).astype(dtype)
+        expected = U.transpose(1, 0, 2).astype(float)
+        CrossEntropy.apply_hessian(expected, p.astype(float))
+        for backend in _backends():
+            found = backend.asarray(U.copy())
+            backend.softmax_hessian(found, backend.asarray(p))
+            scale = np.abs(expected).max(axis=1, keepdims=True)
+            assert np.all(np.abs(backend.to_host(found).transpose(1, 0, 2) - expected) <= 40 * eps * (scale + eps * np.abs(U).max()))
+
+
 @pytest.mark.skipif("native" not in BACKENDS, reason="the compiled module is not built")
 def test_arguments_that_do_not_match_are_refused():
     native, zeros = hb.get("native"), np.zeros
@@ -75,5 +95,7 @@ def test_arguments_that_do_not_match_are_refused():
         native.add_product(zeros((2, 3)), zeros((3, 5)), zeros((5, 2)).T)
     with pytest.raises(ValueError, match="shapes"):
         native.swap_axes(zeros((2, 3, 4)), zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match="shapes"):
+        native.softmax_hessian(zeros((2, 3, 4)), zeros((3, 4)))
     with pytest.raises(ValueError, match="shapes"):
         native.scale_samples(zeros((2, 3, 4)), zeros((2, 5)))
