@@ -7,6 +7,7 @@ from hpcHess.backend.elimination import backward, eliminate, forward, smallest_o
 from hpcHess.backend.interpolate import interpolate
 from hpcHess.backend.isolate import isolate
 from hpcHess.backend.orthogonal import couple, eliminate_orthogonally
+from hpcHess.parallel.ownership import starts_of
 
 _TEMPORARY = 1 << 22  # numbers of a product that is added
 
@@ -70,6 +71,35 @@ class ArrayBackend:
             if rows and cols:
                 x, y = int(x_starts[i]), int(y_starts[i])
                 Y[y : y + rows] += alpha * (block.astype(X.dtype, copy=False) @ X[x : x + cols])
+
+    def multiply_symmetric(self, B, X, row_at, col_at, Y, alpha=1.0):
+        """Y[row_at[i] : …] += alpha B_i X[col_at[i] : …] and, where row_at[i] ≠ col_at[i], Y[col_at[i] : …] += alpha B_iᵀ X[row_at[i] : …].
+
+        In place, arrays as of `multiply`; where both are equal B_i is square and counts once.
+        """
+        row_at, col_at = np.asarray(row_at), np.asarray(col_at)
+        off = np.flatnonzero(row_at != col_at)
+        self.multiply(B, X, col_at, Y, row_at, alpha=alpha)
+        self.multiply(B if len(off) == len(B) else B.part(off), X, row_at[off], Y, col_at[off], transpose=True, alpha=alpha)
+
+    def compress_rows(self, T, skeleton_rows, redundant_rows, rows):
+        """P = [I T] of every node on stacked columns: [Σ c, k] → [Σ s, k], w̃_i = w_J + T_i w_R, in the type of `rows`.
+
+        T: Blocks [s_i × r_i]; `skeleton_rows` [Σ s], `redundant_rows` [Σ r]: where J and R of all nodes lie, int64 arrays of the backend.
+        """
+        result = rows[skeleton_rows]
+        self.multiply(T, rows[redundant_rows], starts_of(T.cols)[:-1], result, starts_of(T.rows)[:-1])
+        return result
+
+    def expand_rows(self, T, skeleton_rows, redundant_rows, rows, into=None):
+        """Pᵀ of every node on stacked skeleton rows: [Σ s, k] → [Σ c, k], u_J = ũ_i, u_R = T_iᵀ ũ_i; added to `into` where it is given."""
+        xp, k = self.xp, rows.shape[1]
+        redundant = xp.zeros((len(redundant_rows), k), rows.dtype)
+        self.multiply(T, rows, starts_of(T.rows)[:-1], redundant, starts_of(T.cols)[:-1], transpose=True)
+        result = xp.zeros((len(rows) + len(redundant), k), rows.dtype) if into is None else into
+        result[skeleton_rows] += rows
+        result[redundant_rows] += redundant
+        return result
 
     def place(self, target, source, blocks, row0, col0, transpose=False):
         """target[blocks[i]][row0[i] :, col0[i] :] = source_i, or its transpose, in place."""

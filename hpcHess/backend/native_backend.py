@@ -47,6 +47,21 @@ class NativeBackend(ArrayBackend):
         X, Y_at = np.ascontiguousarray(X), _index(y_starts)
         _native.multiply(A.data, *shapes, X, _index(x_starts), Y, Y_at, bool(transpose), float(alpha))
 
+    def multiply_symmetric(self, B, X, row_at, col_at, Y, alpha=1.0):
+        shapes = (_index(B.rows), _index(B.cols), _index(B.offsets))
+        _native.multiply_symmetric(B.data, *shapes, np.ascontiguousarray(X), _index(row_at), _index(col_at), Y, float(alpha))
+
+    def compress_rows(self, T, skeleton_rows, redundant_rows, rows):
+        result = np.empty((len(skeleton_rows), rows.shape[1]), rows.dtype)
+        _native.compress_rows(T.data, T.rows, T.cols, T.offsets, skeleton_rows, redundant_rows, np.ascontiguousarray(rows), result)
+        return result
+
+    def expand_rows(self, T, skeleton_rows, redundant_rows, rows, into=None):
+        add, rows = into is not None, np.ascontiguousarray(rows)
+        result = into if add else np.empty((len(skeleton_rows) + len(redundant_rows), rows.shape[1]), rows.dtype)
+        _native.expand_rows(T.data, T.rows, T.cols, T.offsets, skeleton_rows, redundant_rows, rows, result, add)
+        return result
+
     def interpolate(self, R, starts, tolerance, max_rank=None, samples=None):
         starts = _index(starts)
         sizes = np.diff(starts)

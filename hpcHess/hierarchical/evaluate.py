@@ -1,14 +1,14 @@
 """The product H̃w in four passes over the levels (GOFMM, Yu and others, SC 2017, §2.3)."""
 
-from hpcHess.skeleton.levels import to_children, to_parents
+from hpcHess.skeleton.levels import expand_to_children, to_parents
 
 
 def multiply_tree_rows(H, w):
     """H̃w for w [n_local, k] in tree rows, a backend array; the result likewise. Collective."""
     weights = nodes_to_skeletons(H, w)
     potentials = skeletons_to_skeletons(H, weights)
-    u = skeletons_to_nodes(H, potentials, w)
-    return leaves_to_leaves(H, w, u)
+    u = leaves_to_leaves(H, w)
+    return skeletons_to_nodes(H, potentials, u)
 
 
 def nodes_to_skeletons(H, w):
@@ -31,18 +31,17 @@ def skeletons_to_skeletons(H, weights):
     return potentials
 
 
-def skeletons_to_nodes(H, potentials, w):
-    """Downward: [ũ_l; ũ_r] += P_αᵀ ũ_α; at the leaves u_α = P_αᵀ ũ_α."""
-    rows = None
-    for number in range(1, len(H.levels)):
-        level = H.levels[number]
-        if rows is not None:
-            potentials[number] += to_children(H.comm, H.backend, rows, H.levels[number - 1], level)
-        rows = level.expand_rows(H.backend, potentials[number])
-    return H.backend.xp.zeros_like(w) if rows is None else rows
+def skeletons_to_nodes(H, potentials, u):
+    """Downward: [ũ_l; ũ_r] += P_αᵀ ũ_α; at the leaves u_α += P_αᵀ ũ_α. Both in place."""
+    for number in range(1, len(H.levels) - 1):
+        expand_to_children(H.comm, H.backend, potentials[number], H.levels[number], H.levels[number + 1], potentials[number + 1])
+    if len(H.levels) > 1:
+        H.levels[-1].expand_rows(H.backend, potentials[-1], u)
+    return u
 
 
-def leaves_to_leaves(H, w, u):
-    """u_α += Σ_{β near α} D_αβ w_β, in place."""
+def leaves_to_leaves(H, w):
+    """u_α = Σ_{β near α} D_αβ w_β."""
+    u = H.backend.xp.zeros_like(w)
     H.near.multiply(H.backend, w, u)
     return u

@@ -2,6 +2,8 @@
 #include <nanobind/nanobind.h>
 
 void bind_multiply(nanobind::module_&);
+void bind_symmetric(nanobind::module_&);
+void bind_bases(nanobind::module_&);
 void bind_interpolate(nanobind::module_&);
 void bind_eliminate(nanobind::module_&);
 void bind_sweep(nanobind::module_&);
@@ -9,6 +11,8 @@ void bind_solve(nanobind::module_&);
 
 NB_MODULE(_native, m) {
   bind_multiply(m);
+  bind_symmetric(m);
+  bind_bases(m);
   bind_interpolate(m);
   bind_eliminate(m);
   bind_sweep(m);

@@ -39,12 +39,7 @@ class PairBlocks:
             X = backend.xp.concatenate([X, backend.asarray(halo.fetch(backend.to_host(X)))])
             extra = backend.xp.zeros((halo.n_extended - halo.n_own, k), Y.dtype)
             own, Y = Y, backend.xp.concatenate([Y, extra])
-        off = np.flatnonzero(self.own[:, 0] != self.own[:, 1])
-        backend.multiply(self.blocks, X, self.col_at, Y, self.row_at, alpha=alpha)
-        if len(off) == len(self.own):
-            backend.multiply(self.blocks, X, self.row_at, Y, self.col_at, transpose=True, alpha=alpha)
-        elif len(off):
-            backend.multiply(self.blocks.part(off), X, self.row_at[off], Y, self.col_at[off], transpose=True, alpha=alpha)
+        backend.multiply_symmetric(self.blocks, X, self.row_at, self.col_at, Y, alpha=alpha)
         if not halo.empty:
             total = backend.to_host(Y[: halo.n_own])
             halo.accumulate(total, backend.to_host(Y[halo.n_own :]))
@@ -89,17 +84,11 @@ class Level:
 
     def compress_rows(self, backend, rows):
         """P applied to stacked columns: [Σ c, k] → [Σ s, k], w̃ = w_J + T w_R."""
-        result = rows[self.skeleton_rows]
-        backend.multiply(self.T, rows[self.redundant_rows], self.redundant_starts[:-1], result, self.skeleton_starts[:-1])
-        return result
+        return backend.compress_rows(self.T, self.skeleton_rows, self.redundant_rows, rows)
 
-    def expand_rows(self, backend, rows):
-        """Pᵀ applied to stacked skeleton rows: [Σ s, k] → [Σ c, k]."""
-        redundant = backend.xp.zeros((int(self.redundant_starts[-1]), rows.shape[1]), rows.dtype)
-        backend.multiply(self.T, rows, self.skeleton_starts[:-1], redundant, self.redundant_starts[:-1], transpose=True)
-        result = backend.xp.empty((int(self.column_starts[-1]), rows.shape[1]), rows.dtype)
-        result[self.skeleton_rows], result[self.redundant_rows] = rows, redundant
-        return result
+    def expand_rows(self, backend, rows, into=None):
+        """Pᵀ applied to stacked skeleton rows: [Σ s, k] → [Σ c, k]; added to `into` where it is given."""
+        return backend.expand_rows(self.T, self.skeleton_rows, self.redundant_rows, rows, into)
 
     def partition(self, counts):
         """Row starts [P + 1] of stacked pieces of `counts` rows a node of this level."""
@@ -132,3 +121,11 @@ def to_children(comm, backend, rows, above, level, counts=None):
     if np.array_equal(source, target):
         return rows
     return backend.asarray(repartition(comm, backend.to_host(rows), source, target))
+
+
+def expand_to_children(comm, backend, rows, level, below, into):
+    """`into` += Pᵀ of `level` applied to its stacked skeleton rows, held by the owners of the nodes `below`. In place, collective."""
+    if comm.size == 1:
+        level.expand_rows(backend, rows, into)
+    else:
+        into += to_children(comm, backend, level.expand_rows(backend, rows), level, below)

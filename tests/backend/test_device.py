@@ -31,7 +31,11 @@ def test_products_and_copies():
         blocks = on_device(backend, A)
         backend.multiply(blocks, backend.asarray(X), [0, 5, 7], Y, [0, 3, 3], alpha=2.0)
         backend.place(target, blocks, [0, 0, 0], [0, 9, 9], [3, 1, 9], transpose=True)
-        results.append((backend.to_host(Y), backend.to_host(target.data)))
+        backend.multiply_symmetric(blocks, backend.asarray(X), [0, 3, 3], [3, 0, 3], Y)
+        J, R = backend.asarray(np.array([5, 2, 9, 0, 1, 3, 4, 6, 7, 8, 10])), backend.asarray(np.arange(11, 26))
+        whole = backend.expand_rows(blocks, J, R, Y)
+        again = backend.compress_rows(blocks, J, R, backend.expand_rows(blocks, J, R, Y, whole))
+        results.append(tuple(backend.to_host(a) for a in (Y, target.data, again)))
     for mine, theirs in zip(*results, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 

@@ -9,12 +9,13 @@ from tests.backend.oracles import BACKENDS, random_blocks, starts_of
 
 ROWS = [5, 0, 3, 17, 64, 1, 300, 40]
 COLS = [4, 7, 0, 40, 33, 1, 20, 700]
+TYPES = [(stored, of_vectors) for stored in (np.float32, np.float64) for of_vectors in (np.float32, np.float64)]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("k", [0, 1, 2, 3, 8, 40])
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 5, 8, 40, 64, 300])
 @pytest.mark.parametrize("transpose", [False, True])
-@pytest.mark.parametrize("types", [(np.float32, np.float32), (np.float64, np.float64), (np.float32, np.float64), (np.float64, np.float32)])
+@pytest.mark.parametrize("types", TYPES)
 def test_disjoint_rows(name, k, transpose, types):
     backend, rng = hb.get(name), np.random.default_rng(1)
     A = random_blocks(rng, ROWS, COLS, types[0])
@@ -81,3 +82,67 @@ def test_names(monkeypatch):
     if "cupy" not in hb.available():
         with pytest.raises(InputError, match="not available"):
             hb.get("cupy")
+
+
+def symmetric_case(pairs, sizes, k, types, seed=4):
+    """Random symmetric blocks between nodes of `sizes` rows with gaps between them, X, Y, and Y − 0.5 (Σ B and Bᵀ) X in float64."""
+    rng, sizes = np.random.default_rng(seed), np.asarray(sizes)
+    pairs, starts = np.array(pairs, np.int64).reshape(-1, 2), starts_of(sizes + 2)
+    B = random_blocks(rng, sizes[pairs[:, 0]], sizes[pairs[:, 1]], types[0])
+    X, Y = (rng.standard_normal((starts[-1], k)).astype(types[1]) for _ in range(2))
+    whole = np.zeros((starts[-1], starts[-1]))
+    for i, (a, b) in enumerate(pairs):
+        rows, cols = slice(starts[a], starts[a] + sizes[a]), slice(starts[b], starts[b] + sizes[b])
+        whole[rows, cols] += B[i]
+        if a != b:
+            whole[cols, rows] += B[i].T
+    return B, X, starts[pairs[:, 0]], starts[pairs[:, 1]], Y, Y - 0.5 * whole @ X.astype(float)
+
+
+NEIGHBOURS = [(a, b) for a in range(12) for b in range(a, min(a + 4, 12))]
+SYMMETRIC = {
+    "siblings": ([(0, 1), (2, 3), (4, 5)], [3, 17, 0, 5, 40, 129]),
+    "a large one": ([(0, 1)], [500, 333]),
+    "leaves": ([(0, 0), (1, 1), (2, 2)], [33, 1, 64]),
+    "neighbours": (NEIGHBOURS, [30, 7, 16, 25, 0, 1, 40, 25, 25, 31, 32, 33]),
+    "large neighbours": (NEIGHBOURS, [150, 90, 130, 25, 200, 1, 140, 125, 225, 100, 32, 60]),
+    "out of order": ([(4, 0), (3, 3), (0, 1), (4, 2), (1, 0)], [300, 290, 280, 10, 310]),
+    "nothing": ([], [4, 4]),
+}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("k", [0, 1, 3, 6, 64])
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("case", SYMMETRIC)
+def test_symmetric(name, k, types, case):
+    B, X, row_at, col_at, Y, expected = symmetric_case(*SYMMETRIC[case], k, types)
+    hb.get(name).multiply_symmetric(B, X, row_at, col_at, Y, alpha=-0.5)
+    np.testing.assert_allclose(Y, expected, rtol=0, atol=2e3 * np.finfo(types[1]).eps)
+
+
+def bases_case(k, types):
+    """T of five nodes, where their skeleton and redundant rows lie, P as a dense matrix, and the generator."""
+    rng, s, r = np.random.default_rng(5), np.array([3, 0, 20, 1, 70]), np.array([4, 6, 33, 0, 150])
+    T, columns = random_blocks(rng, s, r, types[0]), starts_of(s + r)
+    orders = [first + rng.permutation(count) for first, count in zip(columns, s + r)]
+    skeleton, redundant = (np.concatenate(parts) for parts in zip(*((o[:n], o[n:]) for o, n in zip(orders, s))))
+    P = np.zeros((s.sum(), columns[-1]))
+    P[np.arange(len(skeleton)), skeleton] = 1
+    for i, (row, rest) in enumerate(zip(starts_of(s)[:-1], starts_of(r))):
+        P[row : row + s[i], redundant[rest : rest + r[i]]] = T[i]
+    return T, skeleton, redundant, P, rng
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("k", [0, 1, 4, 7, 64])
+@pytest.mark.parametrize("types", TYPES)
+def test_bases_on_rows(name, k, types):
+    backend, (T, skeleton, redundant, P, rng) = hb.get(name), bases_case(k, types)
+    X, W, into = (rng.standard_normal((n, k)).astype(types[1]) for n in (P.shape[1], P.shape[0], P.shape[1]))
+    expected = [P @ X, P.T @ W, into + P.T @ W]
+    found = [backend.compress_rows(T, skeleton, redundant, X), backend.expand_rows(T, skeleton, redundant, W)]
+    assert backend.expand_rows(T, skeleton, redundant, W, into) is into
+    for mine, theirs in zip([*found, into], expected, strict=True):
+        assert mine.dtype == types[1]
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e3 * np.finfo(types[1]).eps)

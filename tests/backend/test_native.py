@@ -23,7 +23,12 @@ starts = np.arange(0, 901, 90)
 found = native.interpolate(R, starts, 1e-2)
 sys.stdout.buffer.write(found.order.tobytes() + found.T.data.tobytes() + found.residual.tobytes())
 A = hb.Blocks.shaped(lambda n: rng.standard_normal(n).astype(np.float32), [700] * 3, [300] * 3)
-for k in (1, 3, 20):
+from tests.backend.test_multiply import SYMMETRIC, symmetric_case
+for k in (1, 3, 20, 64):
+    for case in ("a large one", "large neighbours", "out of order"):
+        B, X, row_at, col_at, Y, _ = symmetric_case(*SYMMETRIC[case], k, (np.float32, np.float32))
+        native.multiply_symmetric(B, X, row_at, col_at, Y)
+        sys.stdout.buffer.write(Y.tobytes())
     for transpose in (False, True):
         Y = np.zeros((1000, k))
         native.multiply(A, rng.standard_normal((1000, k)), [0, 100, 200], Y, [0, 200, 30], transpose)
@@ -87,6 +92,16 @@ def test_arguments_that_would_leave_the_arrays_are_refused():
             native.multiply(A, X, x_starts, Y, y_starts)
     with pytest.raises(ValueError, match="columns"):
         native.multiply(A, X, [0], np.zeros((4, 3)), [0])
+    for row_at, col_at in (([1], [0]), ([0], [2]), ([-1], [4])):
+        with pytest.raises(ValueError, match="outside"):
+            native.multiply_symmetric(A, np.zeros((4, 2)), row_at, col_at, Y)
+    with pytest.raises(ValueError, match="square"):
+        native.multiply_symmetric(A, np.zeros((8, 2)), [0], [0], np.zeros((8, 2)))
+    J, R = np.arange(4), np.arange(4, 7)
+    with pytest.raises(ValueError, match="outside the columns"):
+        native.compress_rows(A, J, R + 1, np.zeros((7, 2)))
+    with pytest.raises(ValueError, match="not as many"):
+        native.expand_rows(A, J, R, np.zeros((3, 2)), np.zeros((7, 2)))
     with pytest.raises(TypeError):  # a product into a temporary copy would be lost
         native.multiply(A, X, [0], np.zeros((2, 4)).T, [0])
     with pytest.raises(ValueError, match="outside"):
