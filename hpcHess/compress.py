@@ -43,7 +43,7 @@ def main(session, args):
     options = job["compress"]
     dtype = np.float32 if options["rtol"] >= SINGLE_PRECISION_RTOL and options["dtype"] != "float64" else np.float64
     with session.phase("matrix" if "matrix" in job.tables else "network and data"):
-        operator, origin = operator_from_job(job, comm, dtype, progress=session.progress)
+        operator, origin = operator_from_job(job, comm, dtype, progress=session.progress, backend=args.backend)
     alive = getattr(operator, "unregularized", operator).alive
     session.say(f"N = {operator.n_params} parameters ({len(alive)} alive), {origin.summary}")
     if not len(alive):

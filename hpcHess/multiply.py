@@ -33,7 +33,7 @@ def main(session, args):
     operator = matrix
     if args.exact:
         with session.phase("network and data"):
-            operator = operator_of_matrix(matrix)
+            operator = operator_of_matrix(matrix, backend=args.backend)
             V = V.astype(np.float64, copy=False)
     with session.phase("multiply"):
         U = operator.matmat_rows(V)

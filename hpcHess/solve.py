@@ -45,7 +45,7 @@ def main(session, args):
         B, flat = read_rows(args.rhs, comm, matrix.n_params)
         B = B.astype(np.float64, copy=False)
     damping = damping_of(args.damping, matrix)
-    operator, reason = _exact_operator(session, matrix, exact)
+    operator, reason = _exact_operator(session, matrix, exact, args.backend)
     matrix.operator = operator  # some formats' preconditioners are made from it
     status = DONE
     if direct:
@@ -104,11 +104,11 @@ def _described(factors, matrix):
     return f"{getattr(factors, 'described', factors.solver)}{coarse}{backward}"
 
 
-def _exact_operator(session, matrix, required):
+def _exact_operator(session, matrix, required, backend):
     """(operator in float64, "") or (None, why it is not available)."""
     try:
         with session.phase("network and data"):
-            return operator_of_matrix(matrix), ""
+            return operator_of_matrix(matrix, backend=backend), ""
     except InputError as error:
         if required:
             raise

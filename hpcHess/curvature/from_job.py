@@ -37,14 +37,14 @@ class Origin:
     fitted: Network | None = None
 
 
-def operator_from_job(job, comm, dtype=np.float64, network=None, progress=None):
-    """(operator, Origin) of a job; `network` given: not fitted again. Collective; raises InputError for bad input.
+def operator_from_job(job, comm, dtype=np.float64, network=None, progress=None, backend="auto"):
+    """(operator, Origin) of a job, a network's on that backend; `network` given: not fitted again. Collective; raises InputError for bad input.
 
     Problem → kind, of curvature.layers → chosen samples (data.quadrature) → entries → curvature.parameters → l2. With data.quadrature the operator
     is that of the chosen samples: its `quadrature` says which and the error, its `full` is the operator on all of them, which the
     digests are of. Without, `quadrature` is None.
     """
-    operator, origin = _whole_operator(job, comm, dtype, network)
+    operator, origin = _whole_operator(job, comm, dtype, network, backend)
     if "matrix" in job.tables:
         return operator, origin
     asked = job["data"].get("quadrature")
@@ -55,7 +55,7 @@ def operator_from_job(job, comm, dtype=np.float64, network=None, progress=None):
     return _with_parts(operator, origin, job)
 
 
-def _whole_operator(job, comm, dtype, network):
+def _whole_operator(job, comm, dtype, network, backend):
     """(operator on all samples, Origin) of all parameters or of curvature.layers. Collective."""
     if "matrix" in job.tables:
         operator = DenseMatrix(job.path("matrix", "file"), job["matrix"].get("n"), comm, dtype)
@@ -67,7 +67,7 @@ def _whole_operator(job, comm, dtype, network):
     options = {key: curvature[key] for key in ("draws", "seed")} if curvature["kind"] == "mc-fisher" else {}
     with together(comm):
         part = _chosen_layers(problem.network, curvature["layers"]) if "layers" in curvature else problem.network
-    operator = KINDS[curvature["kind"]](part, problem.inputs, problem.targets, problem.weights, comm, dtype, **options)
+    operator = KINDS[curvature["kind"]](part, problem.inputs, problem.targets, problem.weights, comm, dtype, backend, **options)
     digests = {"network_hash": problem.network_digest, "data_hash": problem.data_digest}
     summary = f"n = {operator.n_samples} samples, d = {operator.n_outputs} outputs"
     return operator, Origin(digests, summary, problem.network if "fit" in job["network"] else None)
@@ -102,21 +102,21 @@ def files_of_matrix(matrix):
     return Job.from_text(matrix.job_text, matrix.job_directory).files if matrix.job_text else []
 
 
-def operator_of_matrix(matrix, dtype=np.float64):
+def operator_of_matrix(matrix, dtype=np.float64, backend="auto"):
     """The uncompressed operator of the job recorded in a factor file, on all samples. Collective.
 
     Raises InputError with the reason where the files that it was made from are gone or have changed since.
     """
     if not matrix.job_text:
         raise InputError("the factor file records no job")
-    return recorded_operator(matrix.comm, matrix.job_text, matrix.job_directory, matrix.network, matrix.provenance, dtype)
+    return recorded_operator(matrix.comm, matrix.job_text, matrix.job_directory, matrix.network, matrix.provenance, dtype, backend)
 
 
-def recorded_operator(comm, job_text, job_directory, network, provenance, dtype=np.float64):
+def recorded_operator(comm, job_text, job_directory, network, provenance, dtype=np.float64, backend="auto"):
     """`operator_of_matrix` from what a factor file records: the job, a fitted network (arguments of `Network.from_arrays`, or None), digests."""
     job = on_root(comm, Job.from_text, job_text, job_directory)
     network = None if network is None else Network.from_arrays(**network)
-    operator, origin = _whole_operator(job, comm, dtype, network)
+    operator, origin = _whole_operator(job, comm, dtype, network, backend)
     if "matrix" not in job.tables:
         operator, origin = _with_parts(operator, origin, job)
     for key, digest in origin.digests.items():

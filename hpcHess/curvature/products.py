@@ -70,7 +70,7 @@ class Products:
             rows = (first + block.start) * d, (first + block.stop) * d
             xi = gaussian_rows(seed, "probe", *rows, range(columns.start, columns.stop), self.dtype).T
             U = self.backend.asarray(np.ascontiguousarray(xi)).reshape(len(xi), -1, d).transpose(0, 2, 1)
-            self.loss.apply_root(U, None if self.output is None else self.output[:, block])
+            self.loss.apply_root(U, None if self.output is None else self.output[:, block], self.xp)
             return U
 
         return self._transposed(k, outputs, 1 / np.sqrt(self.n * max(k, 1)))

@@ -1,6 +1,6 @@
 """Second derivatives of the losses with respect to the outputs z: Q = ∂²f/∂z² = R Rᵀ, never formed.
 
-Samples come last: U is [k, d, n], what a sample's Q needs is [d, n].
+Samples come last: U is [k, d, n], what a sample's Q needs is [d, n], both arrays of the namespace `xp`.
 """
 
 import numpy as np
@@ -40,18 +40,18 @@ class CrossEntropy:
         return np.minimum((total < uniform * total[-1]).sum(axis=0), len(z) - 1)
 
     @staticmethod
-    def apply_hessian(U, p):
+    def apply_hessian(U, p, xp=np):
         """U ← Q U in place: p ∘ (U − Σ p U), which does not change when U's row of the likeliest class is taken off all rows; then nothing cancels
         where a sample is sure, and Q U is small.
         """
-        U -= np.take_along_axis(U, p.argmax(axis=0)[None, None], axis=1)
+        U -= xp.take_along_axis(U, p.argmax(axis=0)[None, None], axis=1)
         U -= (U * p).sum(axis=1, keepdims=True)
         U *= p
 
     @staticmethod
-    def apply_root(U, p):
+    def apply_root(U, p, xp=np):
         """U ← R U in place: √p ∘ U − p Σ √p U."""
-        U *= np.sqrt(p)
+        U *= xp.sqrt(p)
         U -= p * U.sum(axis=1, keepdims=True)
 
 
@@ -66,12 +66,12 @@ class SquaredError:
         return 2 * (z - targets.T)
 
     @staticmethod
-    def apply_hessian(U, p=None):
+    def apply_hessian(U, p=None, xp=np):
         """U ← Q U in place."""
         U *= 2
 
     @staticmethod
-    def apply_root(U, p=None):
+    def apply_root(U, p=None, xp=np):
         """U ← R U in place."""
         U *= U.dtype.type(np.sqrt(2.0))
 
@@ -105,14 +105,14 @@ class Diagonal:
     constant = False
 
     @staticmethod
-    def apply_hessian(U, q):
+    def apply_hessian(U, q, xp=np):
         """U ← diag(q) U in place."""
         U *= q
 
     @staticmethod
-    def apply_root(U, q):
+    def apply_root(U, q, xp=np):
         """U ← diag(√q) U in place."""
-        U *= np.sqrt(q)
+        U *= xp.sqrt(q)
 
 
 class OuterProduct:
@@ -121,12 +121,12 @@ class OuterProduct:
     constant = False
 
     @staticmethod
-    def apply_hessian(U, delta):
+    def apply_hessian(U, delta, xp=np):
         """U ← δ δᵀ U in place."""
         U[...] = delta * (U * delta).sum(axis=1, keepdims=True)
 
     @staticmethod
-    def apply_root(U, delta):
+    def apply_root(U, delta, xp=np):
         """U ← δ u_0 in place, u_0 the first of U's d numbers a sample: R has one column."""
         U[...] = delta * U[:, :1].copy()
 

@@ -9,6 +9,10 @@ import numpy as np
 from hpcHess.backend import ArrayBackend
 
 
+ATTRIBUTES = {"shape", "dtype", "size", "ndim", "T", "nbytes", "flags", "strides"}
+METHODS = set("all any argmax argmin argsort astype copy cumsum diagonal dot fill max mean min prod ravel repeat reshape sum swapaxes take trace transpose".split())
+
+
 class DeviceArray:
     """Wraps an ndarray; takes part in operations with other DeviceArrays and Python or NumPy scalars only."""
 
@@ -21,11 +25,11 @@ class DeviceArray:
         raise TypeError("implicit conversion of a device array to NumPy")
 
     def __getattr__(self, name):
-        if name.startswith("__") or name not in {"shape", "dtype", "size", "ndim", "T", "nbytes", "flags", "copy", "astype", "reshape", "transpose"}:
+        if name not in ATTRIBUTES and name not in METHODS:
             raise AttributeError(name)
         value = getattr(self.host, name)
-        if name in {"copy", "astype", "reshape", "transpose"}:
-            return lambda *args, **kwargs: wrap(value(*args, **kwargs))
+        if name in METHODS:
+            return lambda *args, **kwargs: wrap(value(*(unwrap(each) for each in args), **{key: unwrap(each) for key, each in kwargs.items()}))
         return wrap(value)
 
     def __getitem__(self, index):

@@ -47,7 +47,8 @@ jmp_buf scheduler;
 ucontext_t back;
 std::function<void()>* body;
 unsigned current, arrivals, alive;
-unsigned long long exchanged[kMost];
+unsigned long long exchanged[2][kMost];  // used in turn: one barrier a shuffle is enough
+unsigned char turn[kMost];
 
 void give_way() {
   if (!_setjmp(fibers[current].at)) _longjmp(scheduler, 1);
@@ -92,6 +93,7 @@ int run_block(bool descending) {
   for (unsigned thread = 0; thread < threads; ++thread) {
     if (!fibers[thread].finished) fibers[thread].made = false;  // left at a barrier that was never reached
     fibers[thread].finished = false;
+    turn[thread] = 0;
   }
   block = Barrier{};
   warps.assign((threads + 31) / 32, Barrier{});
@@ -129,11 +131,11 @@ inline void __syncthreads() { emulation::wait_at(emulation::block, blockDim.x); 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int lanes) {
   static_assert(sizeof(T) <= 8, "a shuffle moves 8 bytes at most");
-  const unsigned thread = emulation::current, warp = thread / 32;
-  std::memcpy(&emulation::exchanged[thread], &value, sizeof(T));
-  emulation::wait_at(emulation::warps[warp], 32);
+  const unsigned thread = emulation::current;
+  auto& exchanged = emulation::exchanged[emulation::turn[thread] ^= 1];
+  std::memcpy(&exchanged[thread], &value, sizeof(T));
+  emulation::wait_at(emulation::warps[thread / 32], 32);
   T result;
-  std::memcpy(&result, &emulation::exchanged[thread ^ unsigned(lanes)], sizeof(T));
-  emulation::wait_at(emulation::warps[warp], 32);
+  std::memcpy(&result, &exchanged[thread ^ unsigned(lanes)], sizeof(T));
   return result;
 }

@@ -19,7 +19,7 @@ NAMES = set(
     "abs add all any arange argmax argmin argsort array asarray ascontiguousarray broadcast_to clip concatenate copysign cumsum diag diagonal divide "
     "dot dtype einsum empty empty_like exp expand_dims eye float32 float64 full greater int32 int64 isfinite isnan linalg log matmul max "
     "maximum mean minimum moveaxis multiply ndarray newaxis nonzero ones ones_like outer pi prod repeat reshape sign sqrt square stack subtract sum "
-    "swapaxes take tanh tensordot tile trace transpose tril triu vstack where zeros zeros_like bool_ inf nan power negative searchsorted sort".split()
+    "swapaxes take take_along_axis tanh tensordot tile trace transpose tril triu vstack where zeros zeros_like bool_ inf nan power negative searchsorted sort".split()
 )
 LINALG = {"cholesky", "eigh", "eigvalsh", "inv", "norm", "qr", "slogdet", "solve", "svd"}
 
