@@ -34,6 +34,10 @@ class ArrayBackend:
         """`a` as a NumPy array."""
         return np.asarray(a)
 
+    def exchanged(self, comm, exchange, *rows):
+        """exchange(*rows, namespace), a collective of `parallel.exchange` that returns rows, for arrays of this backend: by way of the host."""
+        return self.asarray(exchange(*(self.to_host(each) for each in rows), np))
+
     def synchronize(self):
         """Wait until the device has finished (nothing on a host)."""
 

@@ -10,6 +10,7 @@ from hpcHess.backend.blocks import Blocks
 from hpcHess.backend.cuda_source import OPTIONS, source
 from hpcHess.backend.elimination import GROWTH, Elimination, assemble, eliminate_block
 from hpcHess.backend.interpolate import Interpolation
+from hpcHess.parallel.device import cuda_aware
 from hpcHess.parallel.exchange import ranges
 from hpcHess.parallel.ownership import starts_of
 
@@ -46,6 +47,10 @@ class CupyBackend(ArrayBackend):
 
     def to_host(self, a):
         return self.xp.asnumpy(a)
+
+    def exchanged(self, comm, exchange, *rows):
+        """As of `ArrayBackend`, on the device where MPI takes its arrays."""
+        return exchange(*rows, self.xp) if cuda_aware(comm) else super().exchanged(comm, exchange, *rows)
 
     def synchronize(self):
         self.xp.cuda.get_current_stream().synchronize()
@@ -214,3 +219,12 @@ class CupyBackend(ArrayBackend):
             D = A[i].astype(np.float64, copy=False)[rows][:, rows]
             parts[i] = eliminate_block(xp, D, T[i].astype(np.float64, copy=False), delay)
         return assemble(self, order, T, parts)
+
+    def smallest(self, W, inspected=None):
+        if not len(W):
+            return np.inf
+        largest = self.xp.zeros(len(W))
+        _, tables = self._tables(W.rows, W.cols, W.offsets[: len(W)])
+        self._launch("eliminate", "column_squares", (len(W),), W.data, *tables, largest)
+        largest = float(self.xp.max(largest))
+        return 1 / largest if largest else np.inf

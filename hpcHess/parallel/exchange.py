@@ -1,4 +1,5 @@
-"""Exchanges of stacked rows between ranks. All functions are collective and take host arrays.
+"""Exchanges of stacked rows between ranks. All functions are collective and take host arrays; those with an argument `xp` take arrays of
+that namespace, which may lie on a device where MPI reads them there (`parallel.device`) and whoever wrote them has finished.
 
 A distributed multivector [n, k] lies in contiguous row pieces: rank r holds rows starts[r] … starts[r+1] − 1.
 """
@@ -6,6 +7,7 @@ A distributed multivector [n, k] lies in contiguous row pieces: rank r holds row
 import numpy as np
 from mpi4py import MPI
 
+from hpcHess.parallel.device import finished
 from hpcHess.parallel.ownership import starts_of
 
 _MESSAGE = 1 << 28  # numbers in one message at most, far from MPI's int32 counts
@@ -44,23 +46,25 @@ def gather_rows(comm, local, starts):
     return whole
 
 
-def _alltoall(comm, rows, send_counts, receive_counts):
+def _alltoall(comm, rows, send_counts, receive_counts, xp=np):
     """Rows ordered by destination → rows ordered by source, [Σ receive_counts, …]."""
     trailing = rows.shape[1:]
     width = int(np.prod(trailing, dtype=np.int64))
-    received = np.empty((int(receive_counts.sum()), *trailing), rows.dtype)
+    received = xp.empty((int(receive_counts.sum()), *trailing), rows.dtype)
     largest = comm.allreduce(int(max(send_counts.sum(), receive_counts.sum())) * width, MPI.MAX)
     if largest >= _MESSAGE and width > 1:
         half = width // 2
         flat, into = rows.reshape(len(rows), width), received.reshape(len(received), width)
-        into[:, :half] = _alltoall(comm, np.ascontiguousarray(flat[:, :half]), send_counts, receive_counts)
-        into[:, half:] = _alltoall(comm, np.ascontiguousarray(flat[:, half:]), send_counts, receive_counts)
+        into[:, :half] = _alltoall(comm, xp.ascontiguousarray(flat[:, :half]), send_counts, receive_counts, xp)
+        into[:, half:] = _alltoall(comm, xp.ascontiguousarray(flat[:, half:]), send_counts, receive_counts, xp)
         return received
-    comm.Alltoallv([np.ascontiguousarray(rows), send_counts * width], [received, receive_counts * width])
+    rows = xp.ascontiguousarray(rows)
+    finished(xp)
+    comm.Alltoallv([rows, send_counts * width], [received, receive_counts * width])
     return received
 
 
-def repartition(comm, rows, source_starts, target_starts):
+def repartition(comm, rows, source_starts, target_starts, xp=np):
     """The same stacked rows from one contiguous partition to another: [n_source, …] → [n_target, …]."""
     if comm.size == 1 or np.array_equal(source_starts, target_starts):
         return rows
@@ -71,7 +75,7 @@ def repartition(comm, rows, source_starts, target_starts):
 
     send = overlaps(source_starts[me], source_starts[me + 1], target_starts)
     receive = overlaps(target_starts[me], target_starts[me + 1], source_starts)
-    return _alltoall(comm, rows, send, receive)
+    return _alltoall(comm, rows, send, receive, xp)
 
 
 class RowPermutation:
@@ -139,14 +143,17 @@ class Halo:
         at = np.searchsorted(self.nodes, nodes)
         return np.where(own, self.own_starts[np.where(own, nodes - self._first, 0)], self._halo_starts[np.where(own, 0, at)])
 
-    def fetch(self, rows):
+    def fetch(self, rows, xp=np):
         """Own rows [n_own, k] → the halo's rows [n_extended − n_own, k]."""
-        return _alltoall(self.comm, rows[self._rows], self._send, self._receive)
+        return _alltoall(self.comm, rows[xp.asarray(self._rows)], self._send, self._receive, xp)
 
-    def accumulate(self, rows, halo_rows):
-        """Add the halo rows computed here to their owners' `rows`, in place."""
-        arrived = _alltoall(self.comm, halo_rows, self._receive, self._send)
-        np.add.at(rows, self._rows, arrived)
+    def accumulate(self, rows, halo_rows, xp=np):
+        """Add the halo rows computed here to their owners' `rows`, in place, in the order of the ranks; returns `rows`."""
+        arrived, starts = _alltoall(self.comm, halo_rows, self._receive, self._send, xp), starts_of(self._send)
+        for rank in np.flatnonzero(self._send):
+            piece = slice(int(starts[rank]), int(starts[rank + 1]))
+            rows[xp.asarray(self._rows[piece])] += arrived[piece]  # no row twice from one rank
+        return rows
 
 
 def ranges(starts, counts):

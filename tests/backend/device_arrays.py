@@ -29,8 +29,19 @@ class DeviceArray:
             raise AttributeError(name)
         value = getattr(self.host, name)
         if name in METHODS:
-            return lambda *args, **kwargs: wrap(value(*(unwrap(each) for each in args), **{key: unwrap(each) for key, each in kwargs.items()}))
+            return lambda *args, **kwargs: self._call(value, args, kwargs)
         return wrap(value)
+
+    @staticmethod
+    def _call(method, args, kwargs):
+        if "out" in kwargs:
+            raise TypeError("a NumPy function on a device array")  # they look for a method of their name
+        return wrap(method(*(unwrap(each) for each in args), **{key: unwrap(each) for key, each in kwargs.items()}))
+
+    @property
+    def __cuda_array_interface__(self):
+        """What CUDA-aware libraries read; the pointer is one of the host, so that any MPI sends it."""
+        return self.host.__array_interface__ | {"version": 2}
 
     def __getitem__(self, index):
         return wrap(self.host[unwrap_index(index)])
