@@ -36,14 +36,12 @@ class PairBlocks:
         """Y += alpha·Σ over pairs (B X_β to α, and Bᵀ X_α to β when α ≠ β), in place; rows are this rank's nodes. Collective."""
         halo, k = self.halo, X.shape[1]
         if not halo.empty:
-            X = backend.xp.concatenate([X, backend.asarray(halo.fetch(backend.to_host(X)))])
+            X = backend.xp.concatenate([X, backend.exchanged(halo.comm, halo.fetch, X)])
             extra = backend.xp.zeros((halo.n_extended - halo.n_own, k), Y.dtype)
             own, Y = Y, backend.xp.concatenate([Y, extra])
         backend.multiply_symmetric(self.blocks, X, self.row_at, self.col_at, Y, alpha=alpha)
         if not halo.empty:
-            total = backend.to_host(Y[: halo.n_own])
-            halo.accumulate(total, backend.to_host(Y[halo.n_own :]))
-            own[...] = backend.asarray(total)
+            own[...] = backend.exchanged(halo.comm, halo.accumulate, Y[: halo.n_own], Y[halo.n_own :])
 
 
 def select(backend, blocks, which):
@@ -111,7 +109,7 @@ def to_parents(comm, backend, rows, level, above, counts=None):
     source, target = level.partition(counts), above.partition(pair_sums(counts))
     if np.array_equal(source, target):
         return rows
-    return backend.asarray(repartition(comm, backend.to_host(rows), source, target))
+    return backend.exchanged(comm, lambda rows, xp: repartition(comm, rows, source, target, xp), rows)
 
 
 def to_children(comm, backend, rows, above, level, counts=None):
@@ -120,7 +118,7 @@ def to_children(comm, backend, rows, above, level, counts=None):
     source, target = above.partition(pair_sums(counts)), level.partition(counts)
     if np.array_equal(source, target):
         return rows
-    return backend.asarray(repartition(comm, backend.to_host(rows), source, target))
+    return backend.exchanged(comm, lambda rows, xp: repartition(comm, rows, source, target, xp), rows)
 
 
 def expand_to_children(comm, backend, rows, level, below, into):
