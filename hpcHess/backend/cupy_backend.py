@@ -159,6 +159,17 @@ class CupyBackend(ArrayBackend):
         grid = (-(-len(rows) * k // THREADS),)
         self._launch("symmetric", f"add_rows_{X.dtype}", grid, work, rows, starts, sources, len(rows), Y, k, float(alpha))
 
+    def compress_rows(self, T, skeleton_rows, redundant_rows, rows):
+        result = rows[skeleton_rows]
+        self.multiply_mapped(T, rows, starts_of(T.cols), redundant_rows, result, starts_of(T.rows), None)
+        return result
+
+    def expand_rows(self, T, skeleton_rows, redundant_rows, rows, into=None):
+        result = self.xp.zeros((len(skeleton_rows) + len(redundant_rows), rows.shape[1]), rows.dtype) if into is None else into
+        result[skeleton_rows] += rows
+        self.multiply_mapped(T, rows, starts_of(T.rows), None, result, starts_of(T.cols), redundant_rows, transpose=True)
+        return result
+
     def place(self, target, source, blocks, row0, col0, transpose=False):
         blocks = _index(blocks)
         used = np.flatnonzero(source.rows * source.cols)

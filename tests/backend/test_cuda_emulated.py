@@ -96,6 +96,21 @@ def test_symmetric_pairs(cupy, types, k):
     np.testing.assert_allclose(backend.to_host(Y), expected, rtol=0, atol=500 * np.finfo(types[1]).eps)
 
 
+@pytest.mark.parametrize("k", [2, 9])
+def test_bases(cupy, k):
+    """P and Pᵀ, set and added, as NumPy has them."""
+    found = []
+    for backend in (hb.get("cupy"), hb.get("numpy")):
+        rng = np.random.default_rng(4)
+        T = on(backend, random_blocks(rng, [3, 0, 7], [5, 4, 70], np.float32))
+        rows, (columns, skeletons, into) = rng.permutation(89), (backend.asarray(rng.standard_normal((n, k))) for n in (89, 10, 89))
+        J, R = backend.asarray(rows[:10]), backend.asarray(rows[10:])
+        made = backend.compress_rows(T, J, R, columns), backend.expand_rows(T, J, R, skeletons), backend.expand_rows(T, J, R, skeletons, into)
+        found.append([backend.to_host(each) for each in (*made, into)])
+    for mine, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+
 @pytest.mark.parametrize("transpose", [False, True])
 def test_place(cupy, transpose):
     found = []
