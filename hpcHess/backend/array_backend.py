@@ -4,6 +4,7 @@ import numpy as np
 
 from hpcHess.backend.correction import correct
 from hpcHess.backend.elimination import backward, eliminate, forward, smallest_of
+from hpcHess.backend.entries import gram_entries
 from hpcHess.backend.interpolate import interpolate
 from hpcHess.backend.isolate import isolate
 from hpcHess.backend.orthogonal import couple, eliminate_orthogonally
@@ -111,6 +112,10 @@ class ArrayBackend:
             block = source[i].T if transpose else source[i]
             row, col = int(row0[i]), int(col0[i])
             target[int(blocks[i])][row : row + block.shape[0], col : col + block.shape[1]] = block
+
+    def gram_entries(self, factors, I, J, scale, H):
+        """Entries of a batch of blocks of a Gram-type matrix, set in H: see `backend.entries`."""
+        gram_entries(self.xp, factors, I, J, scale, H)
 
     def interpolate(self, R, starts, tolerance, max_rank=None, samples=None):
         """Row interpolative decomposition of every piece R[starts[i] : starts[i + 1]]: see `backend.interpolate`."""

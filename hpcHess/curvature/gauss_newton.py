@@ -94,7 +94,7 @@ class GaussNewton(SummedOperator):
             if not self.samples.finite(self.mine):
                 raise InputError(f"the network overflows on these inputs in {self.dtype}: scale the inputs or the weights")
         self._products = Products(network, self.samples, self.mine, arrays)
-        self._entries = Entries(network, self.samples, Kernel(self.samples, network.chosen, comm, self._kernel_bytes))
+        self._entries = Entries(network, self.samples, Kernel(self.samples, network.chosen, comm, self._kernel_bytes), arrays)
         self.alive = np.flatnonzero(self.by_parameter(self._sees, np.float32, MPI.MAX)).astype(np.int64)
 
     def __repr__(self):
@@ -183,5 +183,5 @@ class GaussNewton(SummedOperator):
 
     def close(self):
         """Free the host's shared memory; the operator cannot be used any more. Collective."""
-        self._entries.kernel.close()
+        self._entries.close()
         self.samples.close()

@@ -47,7 +47,7 @@ class Hessian(SummedOperator):
                 raise InputError(f"the gradients overflow on these samples in {self.dtype}: scale the targets, the inputs or the weights")
         self._products = HessianProducts(network, samples, self._gradients, self.mine, arrays)
         self._kernel = HessianKernel(network, samples, self._gradients, comm)
-        self._entries = HessianEntries(network, samples, self._gradients, self._kernel)
+        self._entries = HessianEntries(network, samples, self._gradients, self._kernel, arrays)
         self.alive = self._alive()
 
     def __repr__(self):
@@ -130,7 +130,7 @@ class Hessian(SummedOperator):
 
     def close(self):
         """Free the host's shared memory; the operator cannot be used any more. Collective."""
-        self._kernel.close()
+        self._entries.close()
         self._gradients.close()
         self._gram.close()
 

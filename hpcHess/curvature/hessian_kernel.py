@@ -145,10 +145,6 @@ class HessianKernel:
         layer = self.layer_of(p)
         return self.forward(layer, np.array([p - self.starts[layer]]), piece, above)[1][self.rows_of(above), 0]
 
-    def width(self, n_neurons):
-        """Numbers a sample that `rows` holds for n neurons."""
-        return n_neurons if self.stored is not None else self.count
-
     def rows(self, neurons, piece):
         """An object whose `expand(p, side, out)` sets out [len, samples] to B(p, p') for p' = side.neuron, `neurons` its different ones."""
         return _Rows(self, self.layer_of(neurons[0]), piece)
@@ -161,16 +157,12 @@ class HessianKernel:
 
 
 class _Rows:
-    """Rows of B on a slice of samples for neurons p' of the layers from `lowest` on: stored (of p or, B being symmetric, of p'), or made."""
+    """Rows of B on a slice of samples for neurons p' of the layers from `lowest` on, made by sweeps."""
 
     def __init__(self, made, lowest, piece):
         self.kernel, self.lowest, self.piece = made, lowest, piece
 
     def expand(self, p, side, out):
-        stored = self.kernel.stored
-        if stored is not None:
-            row = stored[p, :, self.piece] if p < len(stored) else stored[:, p, self.piece]
-        else:
-            layer = self.kernel.layer_of(p)
-            row = self.kernel.sweep(layer, np.array([p - self.kernel.starts[layer]]), self.piece, self.lowest)[0][:, 0]
+        layer = self.kernel.layer_of(p)
+        row = self.kernel.sweep(layer, np.array([p - self.kernel.starts[layer]]), self.piece, self.lowest)[0][:, 0]
         np.take(row, side.neuron, axis=0, out=out, mode="clip")

@@ -8,6 +8,7 @@ void bind_interpolate(nanobind::module_&);
 void bind_eliminate(nanobind::module_&);
 void bind_sweep(nanobind::module_&);
 void bind_solve(nanobind::module_&);
+void bind_entries(nanobind::module_&);
 
 NB_MODULE(_native, m) {
   bind_multiply(m);
@@ -17,4 +18,5 @@ NB_MODULE(_native, m) {
   bind_eliminate(m);
   bind_sweep(m);
   bind_solve(m);
+  bind_entries(m);
 }

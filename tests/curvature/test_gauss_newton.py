@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from hpcHess.backend import get
-from hpcHess.curvature import blocking, entries, kernel, products, samples
+from hpcHess.backend import entries, get
+from hpcHess.curvature import blocking, kernel, products, samples
 from hpcHess.curvature import gauss_newton as module
 from hpcHess.curvature.fisher import EmpiricalFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
@@ -186,8 +186,7 @@ def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
     expected = whole.matmat(V), whole.probe(11, 2), whole.diagonal(), whole.entries(whole.alive, whole.alive)
     monkeypatch.setattr(blocking, "TEMPORARY_BYTES", 8000)
     monkeypatch.setattr(blocking, "SAMPLES", 40)
-    monkeypatch.setattr(entries, "_PIECE", 64)
-    monkeypatch.setattr(entries, "_ROWS", 64)
+    monkeypatch.setattr(entries, "PIECE", 64)
     monkeypatch.setattr(kernel, "STORED_BYTES", 0)
     monkeypatch.setattr(samples, "_BLOCK", 64)
     monkeypatch.setattr(module, "_SAMPLES", 7)

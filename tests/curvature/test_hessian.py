@@ -8,7 +8,8 @@ from mpi4py import MPI
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch's automatic differentiation")
 
-from hpcHess.curvature import blocking, entries, gauss_newton, gradients, hessian_entries, hessian_kernel, kernel  # noqa: E402
+from hpcHess.backend import entries as backend_entries  # noqa: E402
+from hpcHess.curvature import blocking, gauss_newton, gradients, hessian_entries, hessian_kernel, kernel  # noqa: E402
 from hpcHess.curvature.gauss_newton import GaussNewton  # noqa: E402
 from hpcHess.curvature.hessian import Hessian  # noqa: E402
 from hpcHess.networks.network import Network  # noqa: E402
@@ -84,7 +85,7 @@ def test_blocks_do_not_change_the_result(comm, monkeypatch, name):
     """Kernel not stored, everything in small pieces."""
     network, inputs, targets = make(name)
     for module, limit, value in (
-        (blocking, "TEMPORARY_BYTES", 8000), (blocking, "SAMPLES", 2), (entries, "_PIECE", 64), (entries, "_ROWS", 64),
+        (blocking, "TEMPORARY_BYTES", 8000), (blocking, "SAMPLES", 2), (hessian_entries, "_PIECE", 64), (backend_entries, "PIECE", 64),
         (hessian_entries, "_ROWS", 64), (hessian_kernel, "_NUMBERS", 99), (kernel, "STORED_BYTES", 0), (gradients, "_BLOCK", 64),
     ):  # fmt: skip
         monkeypatch.setattr(module, limit, value)
@@ -192,7 +193,7 @@ def test_temporaries_of_entries_without_a_stored_kernel_do_not_grow_with_the_neu
     I, J = np.array([0, 3]), 1000 + 200**2 + np.array([0, 7])
     expected = operator.entries(I, J)
     monkeypatch.setattr(hessian_kernel, "_NUMBERS", 1 << 16)
-    monkeypatch.setattr(entries, "_PIECE", 1 << 16)
+    monkeypatch.setattr(hessian_entries, "_PIECE", 1 << 16)
     found, used = used_by(lambda: operator.entries(I, J))
     near(found, expected, 1e-12)
     assert used <= 4 * 8 * hessian_kernel._NUMBERS, used

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hpcHess.curvature import entries, kernel
+from hpcHess.backend import entries
+from hpcHess.curvature import kernel
 from hpcHess.curvature.fisher import EmpiricalFisher, Fisher, MonteCarloFisher
 from hpcHess.curvature.gauss_newton import GaussNewton
 from hpcHess.curvature.sample_gram import hessian_norms2
@@ -117,16 +118,15 @@ def test_sure_samples(comm):
     near(GaussNewton(network, x, comm=comm, dtype=np.float32).matmat(np.eye(network.n_params)), H, 1e-5)
 
 
-@pytest.mark.parametrize("gemm", [0, 1 << 40])
-def test_entries_without_a_stored_kernel(case, comm, monkeypatch, gemm):
-    """Neuron by neuron, and as Gram matrices of Jacobian columns, in pieces of the samples."""
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+def test_entries_without_a_stored_kernel(case, comm, monkeypatch, backend):
+    """κ of every pair of neurons from their factors, in pieces of the samples."""
     network, x, y = case
     monkeypatch.setattr(kernel, "STORED_BYTES", 0)
-    monkeypatch.setattr(entries, "_GEMM", gemm)
-    monkeypatch.setattr(entries, "_ROWS", 40)
+    monkeypatch.setattr(entries, "PIECE", 40)
     I = np.random.default_rng(0).integers(0, network.n_params, 17)
     for made, H in ((GaussNewton, autograd.gauss_newton(network, x)), (EmpiricalFisher, autograd.outer_products(network, x, y))):
-        near(made(network, x, y, comm=comm).entries(I, I[3:12]), H[np.ix_(I, I[3:12])])
+        near(made(network, x, y, comm=comm, backend=backend).entries(I, I[3:12]), H[np.ix_(I, I[3:12])])
 
 
 @pytest.mark.parametrize("wrong", [[0, 10**6], [-1], [0.7], [True]])
