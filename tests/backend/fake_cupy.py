@@ -97,8 +97,17 @@ class _RawModule:
         return launch
 
 
-def install(monkeypatch, devices=1):
-    """Make `cupy` this stand-in and `backend.get("cupy")` a new backend on it, until the monkeypatch ends. Returns the module."""
+# what tests of the backend run on
+DEVICES = ["stand-in", pytest.param("device", marks=pytest.mark.gpu)]
+
+
+def install(monkeypatch, kind="stand-in", devices=1):
+    """Make `cupy` the stand-in and `backend.get("cupy")` a new backend on it, until the monkeypatch ends; kind "device": leave them the real ones.
+
+    Returns the module; `launches` of the real one is empty, and None is its `device`.
+    """
+    if kind == "device":
+        return SimpleNamespace(launches=[], device=None)
     if reason := no_compiler():
         pytest.skip(f"nothing to emulate kernels with: {reason}")
     fake = FakeCupy(devices)
