@@ -72,7 +72,8 @@ def stop(process):
 def told(errors):
     """The line of a program's standard error that says what was wrong: the last one with "error" in it, else the last."""
     lines = [line.strip() for line in errors.splitlines() if line.strip() and not set(line.strip()) <= set("-=")]
-    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "")
+    wrong = [line for line in lines if "error" in line.lower() and "Warning:" not in line]
+    return wrong[-1] if wrong else lines[-1] if lines else ""
 
 
 def shown(command):

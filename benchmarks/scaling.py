@@ -58,14 +58,20 @@ def main(arguments=None):
 
 
 def counts(ranks, tiny=False):
-    """The documents of `scaling_counts` for every number of ranks. Starts mpiexec."""
+    """The documents of `scaling_counts` for every number of ranks, up to the first that fails. Starts mpiexec."""
     found, end = [], time.monotonic() + LIMIT * len(ranks)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "counts.json")
         for count in ranks:
             print(f"{count} ranks …", file=sys.stderr, flush=True)
             words = ["benchmarks.scaling_counts", "--output", output]
-            Processes(count, 1, end).start(words + (["--leaf", 32] if tiny else []), LIMIT)
+            try:
+                Processes(count, 1, end).start(words + (["--leaf", 32] if tiny else []), LIMIT)
+            except Failed as failure:
+                if not found:
+                    raise
+                print(f"{count} ranks: {failure}; the counts of fewer ranks are shown", file=sys.stderr, flush=True)
+                break
             found.append(json.loads(output.read_text("utf-8")))
     return {"machine": describe_here(), "runs": found}
 

@@ -62,7 +62,7 @@ def counted(world, leaf=LEAF):
     with traffic.phase("product H̃V"):
         matrix.matmat_rows(V)
     with traffic.phase("Woodbury factors"):
-        factors = matrix.factorize(1e-2 * matrix.report["lambda_max"])
+        factors = matrix.factorize(matrix.report["lambda_max"])
     with traffic.phase("Woodbury solve"):
         factors.solve_rows(V)
     tracemalloc.stop()

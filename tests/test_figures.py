@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from benchmarks import models, products
 from benchmarks.figures import command, page, ranks, solves, synthetic, turns
 from benchmarks.figures.products import gemm_shapes
 from benchmarks.figures.table import FIGURES
+from benchmarks.processes import Failed
 from benchmarks.scaling_times import main as scaling_times
 from hpcHess.hierarchical.elimination import InterpolativeElimination
 from hpcHess.parallel.exchange import gather_rows
@@ -31,7 +33,7 @@ def document(name, measured):
 @ALONE
 @pytest.mark.parametrize("name", QUICK)
 def test_tiny_run_of_a_figure(name):
-    found = importlib.import_module(FIGURES[name].module).measure(TINY)
+    found = list(importlib.import_module(FIGURES[name].module).measure(TINY))
     assert found and json.dumps(found, allow_nan=False)
     for row in found:
         assert row["measured"] > 0 and row["verdict"] in ("met", "short", "reported") and row["ceiling"]
@@ -59,6 +61,18 @@ def test_command_keeps_results_and_says_what_failed(tmp_path, capsys, monkeypatc
     assert set(found) == {"pivoted-qr", "gpu"} and "the time is over" in found["gpu"]["rows"][0]["holds"]
     with pytest.raises(SystemExit):
         command.main(["nothing"])
+
+
+def test_rows_measured_before_a_failure_are_kept(tmp_path, monkeypatch):
+    def start(self, words, limit):
+        Path(words[words.index("--output") + 1]).write_text(json.dumps(document("stored", 0.7)))
+        raise Failed("took more than 1 s")
+
+    monkeypatch.setattr(command.Processes, "start", start)
+    store = tmp_path / "f.json"
+    assert command.main(["stored", "--output", str(store)]) == 1
+    first, second = json.loads(store.read_text())["stored"]["rows"]
+    assert first["what"] == "of stored" and second["verdict"] == "not run" and "took more" in second["holds"]
 
 
 def test_page_replaces_the_rows_of_measured_figures_alone():

@@ -93,11 +93,16 @@ def measured(name, args, end):
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "figure.json")
         words = ["benchmarks.figures.one", name, "--output", output, "--threads", args.threads, "--clock", args.clock, "--seconds", args.seconds]
+        found, failed = {"figure": name, "rows": [], "took": 0.0}, ""
         try:
             processes.start(words + ["--tiny"] * args.tiny, FIGURES[name].limit)
-            return json.loads(output.read_text("utf-8"))
         except Failed as failure:
-            return {"figure": name, "rows": [not_run(FIGURES[name].asked, str(failure))], "failed": str(failure), "machine": describe_here(), "took": 0.0}
+            failed = str(failure)
+        if output.exists():  # also what was measured before it failed
+            found = json.loads(output.read_text("utf-8"))
+    if failed:
+        found |= {"failed": failed, "rows": [*found["rows"], not_run(f"the rest: {FIGURES[name].asked}" if found["rows"] else FIGURES[name].asked, failed)]}
+    return {"machine": describe_here()} | found
 
 
 def show(found):

@@ -23,7 +23,7 @@ TINY = {"12-8-4, cross-entropy": ((12, 8, 4), "cross-entropy", 100, 16)}
 
 def measure(options):
     """Two rows a network."""
-    return [each for name, case in (TINY if options.tiny else CASES).items() for each in _rows(name, *case, options)]
+    yield from (each for name, case in (TINY if options.tiny else CASES).items() for each in _rows(name, *case, options))
 
 
 def _rows(name, widths, loss, n, leaf, options):

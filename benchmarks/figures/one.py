@@ -26,10 +26,14 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     machine, start = describe(MPI.COMM_SELF), time.perf_counter()
     measure = importlib.import_module(FIGURES[args.name].module).measure
-    rows = measure(Options(args.tiny, args.clock, args.threads, args.seconds))
-    found = {"figure": args.name, "rows": rows, "took": time.perf_counter() - start, "clock": args.clock, "tiny": args.tiny}
-    machine["load_average_after"] = list(os.getloadavg())
-    Path(args.output).write_text(json.dumps(found | {"machine": machine}, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
+    rows, output = [], Path(args.output)
+    for row in measure(Options(args.tiny, args.clock, args.threads, args.seconds)):  # kept one by one: some may take too long
+        rows.append(row)
+        machine["load_average_after"] = list(os.getloadavg())
+        found = {"figure": args.name, "rows": rows, "took": time.perf_counter() - start, "clock": args.clock, "tiny": args.tiny, "machine": machine}
+        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+        output.with_suffix(".part").write_text(text, "utf-8")
+        output.with_suffix(".part").replace(output)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def measure(options):
     """A row a type and size of batch: one matrix, one a thread, many."""
     order, rank, many = (48, 8, 3) if options.tiny else (ORDER, RANK, MANY)
     batches = sorted({1, options.threads, many})
-    return [_row(order, rank, count, dtype, options) for dtype in (np.float32, np.float64) for count in batches]
+    yield from (_row(order, rank, count, dtype, options) for dtype in (np.float32, np.float64) for count in batches)
 
 
 def _row(order, rank, count, dtype, options):

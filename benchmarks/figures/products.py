@@ -14,9 +14,9 @@ KINDS_MEASURED = ("gauss-newton", "hessian")
 
 
 def measure(options):
-    """Rows of all networks and both kinds."""
+    """Rows of all networks and both kinds, one by one."""
     size = SimpleNamespace(samples=20 if options.tiny else 1000, vectors=3 if options.tiny else 64)
-    return [_row(name, kind, size, options) for name in (TINY if options.tiny else CASES) for kind in KINDS_MEASURED]
+    yield from (_row(name, kind, size, options) for name in (TINY if options.tiny else CASES) for kind in KINDS_MEASURED)
 
 
 def _row(name, kind, size, options):

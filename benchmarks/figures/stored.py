@@ -17,7 +17,7 @@ def measure(options):
     """A row for 1 and for 64 vectors."""
     leaf, rank, depth = TINY if options.tiny else (LEAF, RANK, depth_that_fits(DEPTH, 7e9))
     matrix = hss(MPI.COMM_SELF, depth, leaf, rank)
-    return [_row(matrix, k, options) for k in ASKED]
+    yield from (_row(matrix, k, options) for k in ASKED)
 
 
 def depth_that_fits(depth, need):

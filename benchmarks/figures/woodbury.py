@@ -23,13 +23,13 @@ def measure(options):
     """Three rows a matrix."""
     if options.tiny:
         leaf, rank, depth = TINY
-        return _rows("synthetic HSS", hss(MPI.COMM_SELF, depth, leaf, rank), options)
+        yield from _rows("synthetic HSS", hss(MPI.COMM_SELF, depth, leaf, rank), options)
+        return
     depth = depth_that_fits(DEPTH, 6e9)
-    rows = _rows("synthetic HSS", hss(MPI.COMM_SELF, depth, LEAF, RANK), options)
+    yield from _rows("synthetic HSS", hss(MPI.COMM_SELF, depth, LEAF, RANK), options)
     for name, given in NETWORKS.items():
         reason = CASES[name].unavailable()
-        rows += [not_run(f"{name}: Woodbury factors and solves", reason)] if reason else _rows(name, compressed(name, **given), options)
-    return rows
+        yield from [not_run(f"{name}: Woodbury factors and solves", reason)] if reason else _rows(name, compressed(name, **given), options)
 
 
 def compressed(name, **given):
@@ -59,8 +59,8 @@ def _rows(name, matrix, options):
     widest = max(e.order_of_pivots() for e in factors.eliminations)
     holds = f"Cholesky factors, triangular inverses and products of blocks of at most {widest} rows"
     share = turns.ratio("factor", "dgemm", needed.flops, gemm_flops)
-    rows = [row(f"{label}: factor, of dgemm", ASKED_FACTOR, share, "share", ceiling, holds, turns, gflop=needed.flops / 1e9)]
-    return rows + [_solve(label, factors, k, size, options) for k in ASKED_SOLVE]
+    yield row(f"{label}: factor, of dgemm", ASKED_FACTOR, share, "share", ceiling, holds, turns, gflop=needed.flops / 1e9)
+    yield from (_solve(label, factors, k, size, options) for k in ASKED_SOLVE)
 
 
 def _solve(label, factors, k, size, options):
