@@ -11,6 +11,7 @@ import numpy as np
 from hpcHess.parallel.ownership import starts_of
 
 TILE = 64  # output rows of one CUDA block, as in cuda/multiply.cu
+SIDE = 32  # rows and columns of a tile of entries, as in cuda/entries.cu
 RUN, RUN_SIZE = 4, 4096  # so many equal blocks of so many numbers in a row go to the library's batched product
 
 
@@ -70,6 +71,18 @@ def symmetric(rows, cols, row_at, col_at):
     order = np.argsort(row, kind="stable")
     found, counts = np.unique(row, return_counts=True)
     return tasks, found, starts_of(counts), order, int(at[-1])
+
+
+def entry_tiles(starts_I, starts_J, offsets):
+    """Tiles of the blocks I_b × J_b, sides cut at the starts: (first row, end, first column, end, the block's offset, its columns) [t, 6]."""
+    rows, cols = np.diff(starts_I), np.diff(starts_J)
+    wide = -(-cols // SIDE)
+    counts = -(-rows // SIDE) * wide
+    block = np.repeat(np.arange(len(rows)), counts)
+    tile = np.arange(len(block)) - np.repeat(starts_of(counts)[:-1], counts)
+    i, j = (SIDE * part + starts[block] for part, starts in zip(np.divmod(tile, np.maximum(wide[block], 1)), (starts_I, starts_J)))
+    ends = (np.minimum(at + SIDE, starts[block + 1]) for at, starts in ((i, starts_I), (j, starts_J)))
+    return np.stack([i, next(ends), j, next(ends), offsets[block], cols[block]], axis=1)
 
 
 def check_inside(what, sizes, starts, total):

@@ -239,3 +239,16 @@ class CupyBackend(ArrayBackend):
         self._launch("eliminate", "column_squares", (len(W),), W.data, *tables, largest)
         largest = float(self.xp.max(largest))
         return 1 / largest if largest else np.inf
+
+    def gram_entries(self, factors, I, J, scale, H):
+        f, kind = factors, factors.X.dtype
+        addresses = np.array([0 if C is None else C.data.ptr for C in f.C], np.int64)
+        rank = next((C.shape[1] for C in f.C if C is not None), 0 if f.M is None else f.M.shape[1])
+        tasks = cuda_plan.entry_tiles(_index(I.starts), _index(J.starts), H.offsets)
+        place = np.zeros(0, np.int64) if f.place is None else f.place
+        sides = [each for side in (I, J) for each in (side.neuron, side.row, side.place)]
+        _, (place, layer_starts, addresses, *sides, tasks) = self._tables(place, f.layer_starts, addresses, *sides, tasks)
+        numbers = (f.n, rank, len(f.C), 0 if f.stored is None else f.stored.shape[0], int(f.separable))
+        arrays = (f.X, f.slopes, f.stored, f.M, f.gram, f.output, f.rest, f.roots)
+        grid = (len(tasks) // 6,)
+        self._launch("entries", f"gram_entries_{H.dtype}_{kind}", grid, *arrays, place, layer_starts, addresses, *numbers, *sides, tasks, float(scale), H.data)

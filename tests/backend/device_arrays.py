@@ -4,6 +4,8 @@ It proves that the generic code path keeps host and device apart as CuPy demands
 device arrays and host arrays as operands all raise.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from hpcHess.backend import ArrayBackend
@@ -37,6 +39,10 @@ class DeviceArray:
         if "out" in kwargs:
             raise TypeError("a NumPy function on a device array")  # they look for a method of their name
         return wrap(method(*(unwrap(each) for each in args), **{key: unwrap(each) for key, each in kwargs.items()}))
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.host.ctypes.data)
 
     @property
     def __cuda_array_interface__(self):

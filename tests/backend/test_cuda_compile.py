@@ -18,6 +18,7 @@ PAIRS = ["_".join(pair) for pair in itertools.product(TYPES, TYPES)]
 KERNELS = {
     "multiply": [f"multiply_{kind}_{pair}" for kind in ("tile", "narrow") for pair in PAIRS],
     "symmetric": [f"symmetric_parts_{pair}" for pair in PAIRS] + [f"add_rows_{kind}" for kind in TYPES],
+    "entries": [f"gram_entries_{pair}" for pair in PAIRS],
     "place": [f"place_{pair}" for pair in PAIRS],
     "interpolate": [f"{name}_{kind}" for name in ("pivoted_qr", "interpolation") for kind in TYPES],
     "eliminate": ["column_squares", *(f"eliminate_definite_{kind}" for kind in TYPES)],

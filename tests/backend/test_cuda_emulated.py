@@ -5,6 +5,7 @@ import pytest
 from mpi4py import MPI
 
 import hpcHess.backend as hb
+from hpcHess.backend.entries import GramFactors, Sides
 from tests.backend import emulated
 from tests.backend.fake_cupy import DEVICES, install
 from tests.backend.oracles import random_blocks, starts_of
@@ -165,6 +166,37 @@ def test_elimination(cupy, delay, dtype):
             for mine, theirs in zip(other, results[-1], strict=True):
                 np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-9)
         assert results[0][2].any() == bool(indefinite)
+
+
+@pytest.mark.parametrize("kind", ["factors", "shared, an output", "shared, a rest", "shared, no output", "stored"])
+@pytest.mark.parametrize("types", [(np.float64, np.float64), (np.float32, np.float32), (np.float64, np.float32)])
+def test_entries(cupy, kind, types):
+    """Three layers of 3, 4 and 3 neurons, every pair of layers in two blocks of more than a tile; against the reference."""
+    rng, n, rank, starts = np.random.default_rng(7), 45, 3, np.array([0, 3, 7, 10])
+    made = lambda *shape: rng.standard_normal(shape)  # noqa: E731
+    slopes, output = made(7, n), rng.uniform(0.1, 0.9, (3, n))
+    given = dict(X=made(12, n), layer_starts=starts, slopes=slopes, C=[made(3, rank, n), made(4, rank, n), made(3, rank, n)], separable=10)
+    if kind == "stored":
+        given |= dict(stored=made(10, 10, n), place=np.arange(10))
+    elif kind == "shared, no output":  # squared error: the last two layers share M
+        M = made(7, rank)
+        given |= dict(C=[given["C"][0], None, None], separable=3, M=M, gram=M @ M.T)
+    elif kind != "factors":
+        given |= dict(C=[*given["C"][:2], None], output=output, roots=np.sqrt(output), rest=1 - output if kind == "shared, a rest" else None)
+    sides, found = [], []
+    for sizes in ((40, 0, 6), (35, 4, 50)):
+        at = starts_of(sizes)
+        neuron, row = rng.integers(0, 10, at[-1]), rng.integers(0, 12, at[-1])
+        order = np.concatenate([at[b] + np.argsort(neuron[at[b] : at[b + 1]], kind="stable") for b in range(3)])
+        sides.append(Sides(neuron[order], row[order], order - np.repeat(at[:-1], sizes), at))
+    for backend in (hb.get("cupy"), hb.get("numpy")):
+        put = lambda each: backend.asarray(each.astype(types[1])) if isinstance(each, np.ndarray) and each.dtype == float else each  # noqa: E731, B023
+        factors = GramFactors(**{key: [put(C) for C in value] if key == "C" else put(value) for key, value in given.items()})
+        H = hb.Blocks.shaped(lambda size: backend.xp.zeros(size, types[0]), np.diff(sides[0].starts), np.diff(sides[1].starts))  # noqa: B023
+        backend.gram_entries(factors, *sides, 1 / n, H)
+        found.append(backend.to_host(H.data))
+    assert np.count_nonzero(found[1]) > 0.2 * len(found[1])
+    np.testing.assert_allclose(*found, rtol=0, atol=500 * np.finfo(types[1]).eps)
 
 
 def test_wrong_launches_are_refused(monkeypatch):
