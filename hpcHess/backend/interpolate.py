@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.backend.pivoted import DIRECT, PANEL, BlockedQR, choose_pivots
+
+BATCH = 1 << 24  # entries of small pieces factored at once
 
 
 @dataclass
@@ -39,21 +42,32 @@ def corrected_tail(tail, r, m, k, n):
 def interpolate(xp, R, starts, tolerance, max_rank=None, samples=None):
     """Interpolation of the pieces R[starts[i] : starts[i + 1]] [m_i, k] of the stacked rows R.
 
-    Column-pivoted QR of S_i = R_iᵀ (Businger & Golub 1965) to the smallest rank r ≤ min(m_i, k, n_i, max_rank) with
-    corrected_tail(‖S − QQᵀS‖_F) ≤ tolerance[i] (array or scalar); T = R₁₁⁻¹ R₁₂. `samples` float64 [b]: the n_i of
-    the correction, default k. Raises FloatingPointError where R holds NaN or Inf.
+    Column-pivoted QR of S_i = R_iᵀ to the smallest rank r ≤ min(m_i, k, n_i, max_rank) of its pivots with corrected_tail(‖S − QQᵀS‖_F) ≤
+    tolerance[i] (array or scalar); T = R₁₁⁻¹ R₁₂. Greedy pivots (Businger & Golub 1965) for small pieces, pivots of a sketch in blocks for
+    large ones (`pivoted.BlockedQR`). `samples` float64 [b]: the n_i of the correction, default k. Raises FloatingPointError where R
+    holds NaN or Inf.
     """
     starts = np.asarray(starts, np.int64)
-    tolerance = np.broadcast_to(np.asarray(tolerance, float), len(starts) - 1)
-    k = R.shape[1]
-    samples = np.full(len(tolerance), float(k)) if samples is None else samples
-    pieces = []
-    for i in range(len(starts) - 1):
-        S = R[int(starts[i]) : int(starts[i + 1])].T
-        limit = int(min(S.shape[1], k, samples[i], k if max_rank is None else max_rank))
-        pieces.append(_interpolate_piece(xp, S, float(tolerance[i]), limit, float(samples[i])))
-    ranks = np.array([r for r, *_ in pieces], np.int64)
     sizes = np.diff(starts)
+    tolerance = np.broadcast_to(np.asarray(tolerance, float), sizes.shape)
+    k = R.shape[1]
+    samples = np.full(sizes.shape, float(k)) if samples is None else np.asarray(samples, float)
+    limits = np.minimum(np.minimum(sizes, k if max_rank is None else min(k, max_rank)), samples).astype(np.int64)
+    if not bool(xp.isfinite(R).all()):
+        raise FloatingPointError("interpolate: the sample holds NaN or Inf")
+    direct = (np.minimum(sizes, k) <= DIRECT) | (limits <= PANEL // 2)
+    pieces = [None] * len(sizes)
+    small, batch = np.flatnonzero(direct), max(1, BATCH // max(1, k * int(np.max(sizes[direct], initial=1))))
+    for at in range(0, len(small), batch):
+        group = small[at : at + batch]
+        S = xp.zeros((len(group), k, int(sizes[group].max())), R.dtype)
+        for one, i in zip(S, group):
+            one[:, : sizes[i]] = R[starts[i] : starts[i + 1]].T
+        for i, found in zip(group, _greedy(xp, S, sizes[group], tolerance[group], limits[group], samples[group])):
+            pieces[i] = found
+    for i in np.flatnonzero(~direct):
+        pieces[i] = _blocked(xp, R[starts[i] : starts[i + 1]].T, tolerance[i], limits[i], samples[i])
+    ranks = np.array([r for r, *_ in pieces], np.int64)
     flat = [T.reshape(-1) for _, _, T, _ in pieces if T.size]
     T = Blocks.shaped(xp.concatenate(flat) if flat else xp.zeros(0, R.dtype), ranks, sizes - ranks)
     order = np.concatenate([np.zeros(0, np.int64), *(order for _, order, _, _ in pieces)])
@@ -61,41 +75,43 @@ def interpolate(xp, R, starts, tolerance, max_rank=None, samples=None):
     return Interpolation(ranks, order, T, residual, residual > tolerance)
 
 
-def _interpolate_piece(xp, S, tolerance, limit, n):
+def _unit(xp, S):
+    """The power of two by which S is divided: squares of small float32 numbers would underflow."""
+    most = float(xp.max(xp.abs(S))) if S.size else 0.0
+    return 2.0 ** (np.frexp(most)[1] - 1) if most else 1.0
+
+
+def _greedy(xp, S, sizes, tolerance, limits, samples):
+    """[(rank, order, T, corrected tail)] of the batch S [b, k, max m], zeros behind the columns of each."""
+    k, units, residuals = S.shape[1], [_unit(xp, one) for one in S], np.full((len(S), int(limits.max()) + 1), np.inf)
+    enough = np.empty_like(residuals)
+    for i, n in enumerate(samples):
+        S[i] /= S.dtype.type(units[i])
+        r = np.arange(residuals.shape[1])
+        known = np.where(r < n, 1 - np.minimum(r, n) / n if n else 0, 0)
+        enough[i] = np.where(r < n, (tolerance[i] * known / units[i]) ** 2 * k, -1)
+    pivots, _, _, taken, tails = choose_pivots(xp, S, limits, enough)
+    found = []
+    for i, m in enumerate(sizes):
+        residual = [corrected_tail(units[i] * tails[i, r] ** 0.5, r, m, k, samples[i]) for r in range(taken[i] + 1)]
+        r = next((r for r, value in enumerate(residual) if value <= tolerance[i]), int(taken[i]))
+        chosen = pivots[i, :r]
+        order = np.append(chosen, np.setdiff1d(np.arange(m), chosen))
+        R = S[i, :r][:, xp.asarray(order)]
+        found.append((r, order, _solved(xp, R, r), residual[r]))
+    return found
+
+
+def _blocked(xp, S, tolerance, limit, n):
     """(rank, order, T, corrected tail) of one matrix S [k, m]."""
-    k, m = S.shape
-    scale = float(xp.max(xp.abs(S))) if k and m else 0.0
-    if not np.isfinite(scale):
-        raise FloatingPointError("interpolate: the sample holds NaN or Inf")
-    if scale == 0:
-        return 0, np.arange(m), xp.zeros((0, m), S.dtype), corrected_tail(0.0, 0, m, k, n)
-    S = S / scale  # squares of small float32 numbers would underflow
-    order = np.arange(m)
-    for r in range(limit + 1):
-        norms = xp.sum(S[r:, r:] ** 2, axis=0, dtype=np.float64)
-        residual = corrected_tail(scale * float(xp.sum(norms)) ** 0.5, r, m, k, n)
-        if residual <= tolerance or r == limit:
-            break
-        _reflect(xp, S, order, r, r + int(xp.argmax(norms)))
-    # the redundant columns back in their own order
-    back = np.argsort(order[r:])
-    order[r:] = order[r:][back]
-    R12 = S[:r, r:][:, xp.asarray(back)]
-    T = xp.linalg.solve(S[:r, :r], R12) if r and m > r else R12
-    return r, order, T, residual
+    (k, m), unit = S.shape, _unit(xp, S)
+    qr = BlockedQR(xp, S / S.dtype.type(unit), lambda tail, r: corrected_tail(unit * tail**0.5, r, m, k, n), float(tolerance), int(limit))
+    r, residual = qr.run()
+    back = np.append(np.arange(r), r + np.argsort(qr.order[r:]))  # the redundant columns in their own order
+    return r, qr.order[back], _solved(xp, qr.S[:r][:, xp.asarray(back)], r), residual
 
 
-def _reflect(xp, S, order, r, pivot):
-    """Swap the pivot into column r and apply the Householder reflection that clears S[r + 1 :, r], in place."""
-    if pivot != r:
-        order[[r, pivot]] = order[[pivot, r]]
-        column = S[:, r].copy()
-        S[:, r] = S[:, pivot]
-        S[:, pivot] = column
-    v = S[r:, r].copy()
-    norm = xp.sqrt(xp.sum(v**2))
-    beta = -xp.copysign(norm, v[0])
-    v[0] -= beta
-    S[r:, r + 1 :] -= (2 / xp.sum(v**2)) * v[:, None] * (v @ S[r:, r + 1 :])
-    S[r:, r] = 0
-    S[r, r] = beta
+def _solved(xp, R, r):
+    """T = R₁₁⁻¹ R₁₂ of R [r, m]."""
+    R11, R12 = xp.triu(R[:, :r]), R[:, r:]
+    return xp.linalg.solve(R11, R12) if R12.size else R12

@@ -7,6 +7,7 @@ from hpcHess.backend.array_backend import ArrayBackend
 from hpcHess.backend.blocks import Blocks
 from hpcHess.backend.elimination import GROWTH, Elimination, assemble, eliminate_block
 from hpcHess.backend.interpolate import Interpolation
+from hpcHess.backend.pivoted import sketch_signs
 from hpcHess.parallel.ownership import starts_of
 
 
@@ -79,7 +80,9 @@ class NativeBackend(ArrayBackend):
         tolerance = np.ascontiguousarray(np.broadcast_to(np.asarray(tolerance, float), sizes.shape))
         limit = R.shape[1] if max_rank is None else int(max_rank)
         samples = np.ascontiguousarray(np.full(sizes.shape, R.shape[1]) if samples is None else samples, float)
-        ranks, order, T, residual = _native.interpolate(np.ascontiguousarray(R), starts, tolerance, limit, samples)
+        R = np.ascontiguousarray(R)
+        signs = sketch_signs(R.shape[1], R.dtype.name)
+        ranks, order, T, residual = _native.interpolate(R, starts, tolerance, limit, samples, signs)
         if np.isnan(residual).any():
             raise FloatingPointError("interpolate: the sample holds NaN or Inf")
         return Interpolation(ranks, order, Blocks.shaped(T, ranks, sizes - ranks), residual, residual > tolerance)

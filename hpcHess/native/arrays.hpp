@@ -22,3 +22,12 @@ nb::ndarray<nb::numpy, T, nb::ndim<1>> owned(std::vector<T>&& values) {
   nb::capsule owner(kept.release(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
   return nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, 1, shape, owner);
 }
+
+// the same of plain memory, which need not be filled before
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> owned(std::unique_ptr<T[]>&& values, std::size_t size) {
+  const std::size_t shape[1] = {size};
+  T* data = values.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, 1, shape, owner);
+}
