@@ -119,7 +119,7 @@ class ArrayBackend:
 
     def interpolate(self, R, starts, tolerance, max_rank=None, samples=None):
         """Row interpolative decomposition of every piece R[starts[i] : starts[i + 1]]: see `backend.interpolate`."""
-        return interpolate(self.xp, R, starts, tolerance, max_rank, samples)
+        return interpolate(self.xp, R, starts, tolerance, max_rank, samples, self.to_host)
 
     def isolate(self, omega, Y, starts):
         """Samples of every piece's far field from products alone: see `backend.isolate`."""

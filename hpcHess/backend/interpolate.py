@@ -39,7 +39,7 @@ def corrected_tail(tail, r, m, k, n):
     return tail / k**0.5 / (1 - r / n) if tail else 0.0
 
 
-def interpolate(xp, R, starts, tolerance, max_rank=None, samples=None):
+def interpolate(xp, R, starts, tolerance, max_rank=None, samples=None, to_host=np.asarray):
     """Interpolation of the pieces R[starts[i] : starts[i + 1]] [m_i, k] of the stacked rows R.
 
     Column-pivoted QR of S_i = R_iᵀ to the smallest rank r ≤ min(m_i, k, n_i, max_rank) of its pivots with corrected_tail(‖S − QQᵀS‖_F) ≤
@@ -53,7 +53,7 @@ def interpolate(xp, R, starts, tolerance, max_rank=None, samples=None):
     k = R.shape[1]
     samples = np.full(sizes.shape, float(k)) if samples is None else np.asarray(samples, float)
     limits = np.minimum(np.minimum(sizes, k if max_rank is None else min(k, max_rank)), samples).astype(np.int64)
-    if not bool(xp.isfinite(R).all()):
+    if not bool(xp.all(xp.isfinite(R))):
         raise FloatingPointError("interpolate: the sample holds NaN or Inf")
     direct = (np.minimum(sizes, k) <= DIRECT) | (limits <= PANEL // 2)
     pieces = [None] * len(sizes)
@@ -63,10 +63,10 @@ def interpolate(xp, R, starts, tolerance, max_rank=None, samples=None):
         S = xp.zeros((len(group), k, int(sizes[group].max())), R.dtype)
         for one, i in zip(S, group):
             one[:, : sizes[i]] = R[starts[i] : starts[i + 1]].T
-        for i, found in zip(group, _greedy(xp, S, sizes[group], tolerance[group], limits[group], samples[group])):
+        for i, found in zip(group, _greedy(xp, S, sizes[group], tolerance[group], limits[group], samples[group], to_host)):
             pieces[i] = found
     for i in np.flatnonzero(~direct):
-        pieces[i] = _blocked(xp, R[starts[i] : starts[i + 1]].T, tolerance[i], limits[i], samples[i])
+        pieces[i] = _blocked(xp, R[starts[i] : starts[i + 1]].T, tolerance[i], limits[i], samples[i], to_host)
     ranks = np.array([r for r, *_ in pieces], np.int64)
     flat = [T.reshape(-1) for _, _, T, _ in pieces if T.size]
     T = Blocks.shaped(xp.concatenate(flat) if flat else xp.zeros(0, R.dtype), ranks, sizes - ranks)
@@ -81,7 +81,7 @@ def _unit(xp, S):
     return 2.0 ** (np.frexp(most)[1] - 1) if most else 1.0
 
 
-def _greedy(xp, S, sizes, tolerance, limits, samples):
+def _greedy(xp, S, sizes, tolerance, limits, samples, to_host):
     """[(rank, order, T, corrected tail)] of the batch S [b, k, max m], zeros behind the columns of each."""
     k, units, residuals = S.shape[1], [_unit(xp, one) for one in S], np.full((len(S), int(limits.max()) + 1), np.inf)
     enough = np.empty_like(residuals)
@@ -90,7 +90,7 @@ def _greedy(xp, S, sizes, tolerance, limits, samples):
         r = np.arange(residuals.shape[1])
         known = np.where(r < n, 1 - np.minimum(r, n) / n if n else 0, 0)
         enough[i] = np.where(r < n, (tolerance[i] * known / units[i]) ** 2 * k, -1)
-    pivots, _, _, taken, tails = choose_pivots(xp, S, limits, enough)
+    pivots, _, _, taken, tails = choose_pivots(xp, S, limits, enough, to_host)
     found = []
     for i, m in enumerate(sizes):
         residual = [corrected_tail(units[i] * tails[i, r] ** 0.5, r, m, k, samples[i]) for r in range(taken[i] + 1)]
@@ -102,10 +102,11 @@ def _greedy(xp, S, sizes, tolerance, limits, samples):
     return found
 
 
-def _blocked(xp, S, tolerance, limit, n):
+def _blocked(xp, S, tolerance, limit, n, to_host):
     """(rank, order, T, corrected tail) of one matrix S [k, m]."""
     (k, m), unit = S.shape, _unit(xp, S)
-    qr = BlockedQR(xp, S / S.dtype.type(unit), lambda tail, r: corrected_tail(unit * tail**0.5, r, m, k, n), float(tolerance), int(limit))
+    corrected = lambda tail, r: corrected_tail(unit * tail**0.5, r, m, k, n)  # noqa: E731
+    qr = BlockedQR(xp, S / S.dtype.type(unit), corrected, float(tolerance), int(limit), to_host)
     r, residual = qr.run()
     back = np.append(np.arange(r), r + np.argsort(qr.order[r:]))  # the redundant columns in their own order
     return r, qr.order[back], _solved(xp, qr.S[:r][:, xp.asarray(back)], r), residual

@@ -17,7 +17,7 @@ def sketch_signs(k, dtype):
     return np.where(scramble(np.arange(k * SKETCH), 0) >> np.uint64(63), 1, -1).astype(dtype).reshape(k, SKETCH)
 
 
-def choose_pivots(xp, A, steps, enough=None):
+def choose_pivots(xp, A, steps, enough=None, to_host=np.asarray):
     """Greedy pivoted QR of a batch A [b, k, n] in place, A_i ← Q_iᵀA_i with columns where they are: row q of R_i is row q of A_i.
 
     Step j takes the column whose rows ≥ j are longest (Businger & Golub 1965; the first of equal ones) and reflects, until steps[i] (int
@@ -55,10 +55,6 @@ def choose_pivots(xp, A, steps, enough=None):
     return to_host(pivots), V, tau, taken, tails
 
 
-def to_host(a):
-    return a.get() if hasattr(a, "get") else a
-
-
 class BlockedQR:
     """Truncated pivoted QR of S [k, m] in blocks of PANEL pivots, S overwritten by R in its first `rank` rows (zeros are not made).
 
@@ -72,8 +68,8 @@ class BlockedQR:
     under `tolerance` with at most `limit` pivots.
     """
 
-    def __init__(self, xp, S, corrected, tolerance, limit):
-        self.xp, self.S, self.corrected, self.tolerance, self.limit = xp, S, corrected, tolerance, limit
+    def __init__(self, xp, S, corrected, tolerance, limit, to_host=np.asarray):
+        self.xp, self.S, self.corrected, self.tolerance, self.limit, self.to_host = xp, S, corrected, tolerance, limit, to_host
         self.eps = float(np.finfo(S.dtype).eps)
         self.order, self.Y = np.arange(S.shape[1]), None
 
@@ -108,7 +104,7 @@ class BlockedQR:
         """‖what remains of column c‖², zeros for the pivots."""
         squares = self.xp.sum(self.xp.square(self.S[r:], dtype=np.float64), axis=0)
         squares[:r] = 0
-        return to_host(squares)
+        return self.to_host(squares)
 
     def _choose(self, first, squares):
         """The pivots of the next block to columns first, first + 1, …; how many."""
@@ -118,7 +114,7 @@ class BlockedQR:
             self.Y[:, first:] = xp.asarray(sketch_signs(len(S), S.dtype.name)[first:]).T @ S[first:, first:]
         steps = min(PANEL, self.limit - first)
         Y = self.Y[None, :, first:].copy()
-        pivots, _, _, taken, tails = choose_pivots(xp, Y, np.array([steps]))
+        pivots, _, _, taken, tails = choose_pivots(xp, Y, np.array([steps]), to_host=self.to_host)
         self.Y[:, first:] = Y[0]
         spent = np.flatnonzero(tails[0, 1 : steps + 1] <= (64 * self.eps) ** 2 * tails[0, 0])
         chosen = list(pivots[0, : spent[0] + 1 if len(spent) else taken[0]])
@@ -141,7 +137,8 @@ class BlockedQR:
     def _panel(self, first, wide):
         """(V [k − first, b], τ [b]) of the block's columns, put into the order of greedy pivots; b < wide where they are dependent."""
         xp, panel = self.xp, self.S[None, first:, first : first + wide].copy()
-        pivots, V, tau, taken, tails = choose_pivots(xp, panel, np.array([min(wide, len(self.S) - first)]), np.zeros((1, wide + 1)))
+        steps = np.array([min(wide, len(self.S) - first)])
+        pivots, V, tau, taken, _ = choose_pivots(xp, panel, steps, np.zeros((1, wide + 1)), self.to_host)
         b = int(taken[0])
         places = np.append(pivots[0, :b], np.setdiff1d(np.arange(wide), pivots[0, :b]))
         self._move(first, places)
@@ -155,7 +152,7 @@ class BlockedQR:
         L = xp.tril(V.T @ V, -1) + xp.diag(xp.where(tau != 0, 1 / xp.where(tau != 0, tau, 1), 1))
         self.X = xp.linalg.solve(L, V.T @ S[first:, first + wide :])
         S[first : first + b, first + wide :] -= V[:b] @ self.X
-        return to_host(xp.sum(xp.square(S[first : first + b, first:], dtype=np.float64), axis=1))
+        return self.to_host(xp.sum(xp.square(S[first : first + b, first:], dtype=np.float64), axis=1))
 
     def _downdate(self, first, done, wide):
         """The sketch of what remains; none where rounding has taken it over: the next block makes another."""

@@ -10,6 +10,7 @@ import scipy.linalg
 
 import hpcHess.backend as hb
 from hpcHess.backend.pivoted import DIRECT, choose_pivots
+from tests.backend.device_arrays import DeviceBackend
 from tests.backend.oracles import BACKENDS
 from tests.backend.test_interpolate import decaying, tails
 
@@ -169,3 +170,13 @@ def test_batched_choice_of_pivots():
         np.testing.assert_allclose(Q @ R[i], A[i], atol=1e-12)
         np.testing.assert_allclose(np.tril(R[i][:, pivots[i, : steps[i]]], -1), 0, atol=1e-12)
         np.testing.assert_allclose(tail[i, 0], np.sum(A[i] ** 2))
+
+
+def test_blocks_on_a_device():
+    """Arrays that refuse implicit conversion, as a GPU's do, give NumPy's numbers."""
+    R = decaying(np.random.default_rng(9), M, K, 0.97, float)
+    device = DeviceBackend()
+    found, expected = (b.interpolate(b.asarray(R), [0, M], 3e-3) for b in (device, hb.get("numpy")))
+    assert found.ranks[0] == expected.ranks[0] > 32
+    np.testing.assert_array_equal(found.order, expected.order)
+    np.testing.assert_allclose(device.to_host(found.T.data), expected.T.data, atol=1e-12)
