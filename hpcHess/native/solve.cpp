@@ -16,7 +16,9 @@ namespace {
 
 constexpr std::int64_t kRows = 128;   // pieces of a large block along the rows of what is read
 constexpr std::int64_t kCols = 512;   // and along its columns
-constexpr std::int64_t kPanel = 32;   // rows of a triangle taken as a rectangle
+constexpr std::int64_t kPanel = 32;   // rows of a triangle taken as a rectangle where memory is what counts,
+constexpr std::int64_t kStrip = 24;   // rows or columns of it where the multipliers are
+constexpr int kFew = 4;               // vectors up to which it is memory
 
 template <class S>
 struct Level {  // b blocks, flat
@@ -60,9 +62,16 @@ void times_transpose(const Block<S>& b, const double* R, double* z, int k, std::
     add_product(b.W + first, b.a, true, last - first, b.r, R, z + first * k, k, 1.0);
     return;
   }
-  if (first) add_product(b.W + first, b.a, true, last - first, first, R, z + first * k, k, 1.0);
-  for (std::int64_t p = first; p < last; p += kPanel)
-    add_product(b.W + p * b.a + p, b.a, true, last - p, std::min(kPanel, last - p), R + p * k, z + p * k, k, 1.0);
+  if (k <= kFew) {  // by rows, as they lie
+    add_product(b.W + first, b.a, true, last - first, first, R, z + first * k, k, 1.0);
+    for (std::int64_t p = first; p < last; p += kPanel)
+      add_product(b.W + p * b.a + p, b.a, true, last - p, std::min(kPanel, last - p), R + p * k, z + p * k, k, 1.0);
+    return;
+  }
+  for (std::int64_t p = first; p < last; p += kStrip) {
+    const std::int64_t end = std::min(last, p + kStrip);
+    add_product(b.W + p, b.a, true, end - p, end, R, z + p * k, k, 1.0);
+  }
 }
 
 // R [first, last) += W z
@@ -72,8 +81,9 @@ void times(const Block<S>& b, const double* z, double* R, int k, std::int64_t fi
     add_product(b.W + first * b.a, b.a, false, last - first, b.a, z, R + first * k, k, 1.0);
     return;
   }
-  for (std::int64_t p = first; p < last; p += kPanel)
-    add_product(b.W + p * b.a + p, b.a, false, std::min(kPanel, last - p), b.a - p, z + p * k, R + p * k, k, 1.0);
+  const std::int64_t height = k <= kFew ? kPanel : kStrip;
+  for (std::int64_t p = first; p < last; p += height)
+    add_product(b.W + p * b.a + p, b.a, false, std::min(height, last - p), b.a - p, z + p * k, R + p * k, k, 1.0);
 }
 
 void copy(const double* from, double* to, int k) { std::copy_n(from, k, to); }
@@ -92,7 +102,8 @@ void forward(const Block<S>& b, const Team& team, const double* B, double* kept,
     std::fill(z + first * k, z + last * k, 0.0);
     times_transpose(b, R, z, k, first, last);
     for (std::int64_t j = first; j < last; ++j)
-      for (int q = 0; q < k; ++q) z[j * k + q] *= b.sign[j];
+      if (b.sign[j] < 0)
+        for (int q = 0; q < k; ++q) z[j * k + q] = -z[j * k + q];
   });
   team.pieces(b.s, kRows, double(b.s) * b.a * k, [&](std::int64_t first, std::int64_t last) {
     add_product(b.K + first * b.a, b.a, false, last - first, b.a, z, kept + first * k, k, -1.0);
