@@ -129,6 +129,10 @@ class ArrayBackend:
         """Interpolative elimination of every symmetric block of A: see `backend.elimination`."""
         return eliminate(self, A, order, T, delay)
 
+    def eliminate_assembled(self, A, order, T, delay=True):
+        """The same of blocks given by their parts: `backend.assembly.Assembly`."""
+        return self.eliminate(A.whole(self), order, T, delay)
+
     def forward(self, elimination, B, starts):
         """The forward sweep of a solve through one level: see `backend.elimination.Elimination.forward`."""
         return forward(elimination, B, starts)

@@ -4,6 +4,7 @@ import numpy as np
 
 from hpcHess import _native
 from hpcHess.backend.array_backend import ArrayBackend
+from hpcHess.backend.assembly import Assembly
 from hpcHess.backend.blocks import Blocks
 from hpcHess.backend.elimination import GROWTH, Elimination, assemble, eliminate_block
 from hpcHess.backend.interpolate import Interpolation
@@ -88,12 +89,18 @@ class NativeBackend(ArrayBackend):
         return Interpolation(ranks, order, Blocks.shaped(T, ranks, sizes - ranks), residual, residual > tolerance)
 
     def eliminate(self, A, order, T, delay=True):
+        return self.eliminate_assembled(Assembly(A), order, T, delay)
+
+    def eliminate_assembled(self, A, order, T, delay=True):
         order, s, r = _index(order), _index(T.rows), _index(T.cols)
-        data = np.ascontiguousarray(A.data, np.float64)
+        diagonal, coupling = A.diagonal.data, A.coupling or Blocks.shaped(np.zeros(0, T.dtype), T.rows[:0], T.cols[:0])
+        if diagonal.dtype != np.float32 or A.coupling or T.dtype != np.float32:
+            diagonal = diagonal.astype(np.float64, copy=False)
         W, K, schur = Blocks.shaped(np.zeros, r, r), Blocks.shaped(np.empty, s, r), Blocks.shaped(np.empty, s, s)
         log_abs, largest = np.empty(len(A)), np.empty(len(A))
         growth = GROWTH if delay else np.inf
-        _native.eliminate_definite(data, order, T.data, s, r, W.data, K.data, schur.data, log_abs, largest, growth)
+        given = (np.ascontiguousarray(diagonal), _index(A.diagonal.rows), A.parts, coupling.data, coupling.rows, coupling.cols, float(A.shift))
+        _native.eliminate_definite(*given, order, T.data, s, r, W.data, K.data, schur.data, log_abs, largest, growth)
         refused = np.isnan(log_abs)
         if not refused.any():
             V = Blocks.shaped(np.zeros, r, 0 * r)
@@ -103,7 +110,7 @@ class NativeBackend(ArrayBackend):
         parts = [(W[i], K[i], np.zeros((r[i], 0)), schur[i], np.ones(r[i]), log_abs[i], 0) for i in range(len(A))]
         for i in np.flatnonzero(refused):
             rows = order[starts[i] : starts[i + 1]]
-            D = A[i].astype(np.float64, copy=False)[np.ix_(rows, rows)]
+            D = A.block(np, i)[np.ix_(rows, rows)]
             parts[i] = eliminate_block(np, D, T[i].astype(np.float64, copy=False), delay)
         return assemble(self, order, T, parts)
 

@@ -14,4 +14,4 @@ class InterpolativeElimination(Factors):
 
     @staticmethod
     def _step(backend, A, order, T, _state, delay):
-        return backend.eliminate(A, order, T, delay)
+        return backend.eliminate_assembled(A, order, T, delay)

@@ -9,12 +9,12 @@ parent, whose block is [[D̂_l, B], [Bᵀ, D̂_r]]; the root is solved densely: 
 import numpy as np
 from mpi4py import MPI
 
+from hpcHess.backend.assembly import Assembly
 from hpcHess.backend.blocks import Blocks
 from hpcHess.compressed.damping import check_damping
 from hpcHess.compressed.factors import PROBES, ROUNDS, DirectFactors
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
 from hpcHess.parallel.agree import agree
-from hpcHess.parallel.exchange import ranges
 from hpcHess.parallel.random import gaussian_rows
 from hpcHess.runtime.errors import InputError
 from hpcHess.skeleton.levels import new_level, to_children, to_parents
@@ -48,7 +48,7 @@ class Factors(DirectFactors):
         if matrix.format != "hss":
             raise InputError('an FMM matrix has no direct factors, log-determinant or inertia: compress with format = "hss" for them')
         comm, backend, depth = matrix.comm, matrix.backend, matrix.tree.depth
-        A, state = damped_leaves(matrix, damping), None
+        A, state = Assembly(matrix.near.blocks, shift=damping), None
         eliminations, kept = [None] * (depth + 1), [None] * (depth + 1)
         delayed = np.zeros((len(A), 2), np.int64)  # of the own nodes' two children
         for number in range(depth, 0, -1):
@@ -69,7 +69,7 @@ class Factors(DirectFactors):
 
     @staticmethod
     def _step(backend, A, order, T, state, delay):
-        """The steps of a level's own blocks A; `state`: what `_parents` of the level below handed up. Not collective."""
+        """The steps of a level's own blocks A (`backend.assembly.Assembly`); `state`: what `_parents` of the level below handed up. Not collective."""
         raise NotImplementedError
 
     @classmethod
@@ -173,16 +173,6 @@ def _check_regular(matrix, damping, eliminations, singular):
         raise singular(damping)
 
 
-def damped_leaves(matrix, damping):
-    """D_α + λI of the own leaves in float64."""
-    near, backend = matrix.near, matrix.backend
-    data = backend.xp.array(near.blocks.data, dtype=np.float64)
-    within = ranges(np.zeros_like(near.rows), near.rows)
-    diagonal = np.repeat(near.blocks.offsets[:-1], near.rows) + within * np.repeat(near.rows + 1, near.rows)
-    data[backend.asarray(diagonal)] += damping
-    return Blocks.shaped(data, near.rows, near.rows)
-
-
 def extended_order(matrix, level, delayed):
     """Order and T of the own nodes with their children's delayed rows [n, 2] among the redundant ones, those columns of T zero.
 
@@ -215,10 +205,4 @@ def parent_blocks(backend, comm, level, above, schur, kept, coupling):
     """The parents' blocks [[D̂_l, B], [Bᵀ, D̂_r]] on their owners, `coupling` the B of the own parents; their children's delayed rows [n, 2]."""
     lo, hi = above.owned[comm.rank : comm.rank + 2]
     sizes, ranks = kept.reshape(-1, 2)[lo:hi], level.ranks.reshape(-1, 2)[lo:hi]
-    A = Blocks.shaped(backend.xp.zeros, sizes.sum(axis=1), sizes.sum(axis=1))
-    parents, none = np.arange(hi - lo), np.zeros(hi - lo, np.int64)
-    corner = np.stack([none, sizes[:, 0]], axis=1).ravel()
-    backend.place(A, blocks_to_parents(backend, comm, level, above, schur, kept), np.repeat(parents, 2), corner, corner)
-    backend.place(A, coupling, parents, none, sizes[:, 0])
-    backend.place(A, coupling, parents, sizes[:, 0], none, transpose=True)
-    return A, sizes - ranks
+    return Assembly(blocks_to_parents(backend, comm, level, above, schur, kept), coupling), sizes - ranks

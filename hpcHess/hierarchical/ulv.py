@@ -16,7 +16,7 @@ class ULV(Factors):
 
     @staticmethod
     def _step(backend, A, order, T, state, delay):
-        return backend.eliminate_orthogonally(A, order, T, state, delay)
+        return backend.eliminate_orthogonally(A.whole(backend), order, T, state, delay)
 
     @classmethod
     def _parents(cls, backend, comm, level, above, found, kept):

@@ -16,7 +16,7 @@ class Woodbury(Factors):
 
     @staticmethod
     def _step(backend, A, order, T, _state, delay):
-        return backend.correct(A, order, T)
+        return backend.correct(A.whole(backend), order, T)
 
     @staticmethod
     def _singular(damping):

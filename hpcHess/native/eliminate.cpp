@@ -16,11 +16,11 @@
 #include "arrays.hpp"
 #include "blocks.hpp"
 #include "lapack.hpp"
-#include "triangle.hpp"
+#include "small.hpp"
 
 namespace {
 
-using triangle::kBase;
+using small::kBase;
 constexpr std::int64_t kRows = 256;  // rows of a piece
 
 class Scratch {  // doubles that a thread keeps from block to block, not initialized
@@ -60,7 +60,7 @@ void extend_inverse(const double* L, std::int64_t ld, double* W, std::int64_t ld
 
 // the first n columns of M [rows, n…], lower: L; and panels W_PP = L_PP⁻ᵀ, completed to W = L⁻ᵀ where `whole`
 bool factor(double* M, std::int64_t ld, std::int64_t rows, std::int64_t n, double* W, std::int64_t ldw, bool whole, const Team& team) {
-  if (n <= kBase && rows == n) return n == 0 || triangle::factor(M, ld, int(n), W, ldw);
+  if (n <= kBase && rows == n) return n == 0 || small::factor(M, ld, int(n), W, ldw);
   const std::int64_t panel = n <= 6 * kBase ? kBase : 2 * kBase;
   for (std::int64_t p = 0; p < n; p += panel) {
     const std::int64_t q = std::min(n, p + panel), w = q - p;
@@ -79,10 +79,32 @@ bool factor(double* M, std::int64_t ld, std::int64_t rows, std::int64_t n, doubl
   return true;
 }
 
+template <class D, class B>
+struct Source {  // a block [[D₀, B], [Bᵀ, D₁]] + shift·I, B [b₀, b₁] in the leading rows and columns of its corner; or D₀ + shift·I
+  std::int64_t n0, n1, b0, b1;
+  const D *D0, *D1;
+  const B* coupling;
+  double shift;
+
+  // row i
+  void row(std::int64_t i, double* to) const {
+    if (i < n0) {
+      std::copy_n(D0 + i * n0, n0, to);
+      if (i < b0) std::copy_n(coupling + i * b1, b1, to + n0);
+      std::fill(to + n0 + (i < b0 ? b1 : 0), to + n0 + n1, 0.0);
+    } else {
+      const std::int64_t j = i - n0;
+      std::fill_n(to, n0, 0.0);
+      for (std::int64_t p = 0; j < b1 && p < b0; ++p) to[p] = double(coupling[p * b1 + j]);
+      std::copy_n(D1 + j * n1, n1, to + n0);
+    }
+    to[i] += shift;
+  }
+};
+
 template <class S>
 struct Step {  // one block: pointers into the flat buffers
   std::int64_t s, r;
-  const double* A;
   const std::int64_t* order;
   const S* T;
   double *W, *K, *schur;
@@ -93,23 +115,22 @@ struct Found {
 };
 
 // M [c, c]: the lower triangle of the block in the order [R; J], D_JJ whole; returns max|A|
-template <class S>
-double gather(const Step<S>& b, double* M, std::int64_t ld, const Team& team) {
-  const std::int64_t s = b.s, r = b.r, c = s + r;
-  const auto at = [&](std::int64_t p) { return b.order[p < r ? s + p : p - r]; };
-  std::vector<std::int64_t> from(c);
+template <class D, class B, class S>
+double gather(const Source<D, B>& source, const Step<S>& b, double* M, std::int64_t ld, const Team& team) {
+  const std::int64_t r = b.r, c = b.s + r;
+  thread_local std::vector<std::int64_t> from;
   std::vector<double> most((c + kRows - 1) / kRows, 0.0);
-  for (std::int64_t p = 0; p < c; ++p) from[p] = at(p);
+  from.resize(c);
+  std::copy_n(b.order + b.s, r, from.begin());
+  std::copy_n(b.order, b.s, from.begin() + r);
+  const std::int64_t* rows = from.data();
   team.pieces(c, kRows, double(c) * c, [&](std::int64_t first, std::int64_t last) {
-    double size = 0;
+    thread_local Scratch scratch;
+    double *row = scratch.of(c), size = 0;
     for (std::int64_t p = first; p < last; ++p) {
-      const double* row = b.A + from[p] * c;
-      const std::int64_t end = p < r ? p + 1 : c;
-      for (std::int64_t q = 0; q < end; ++q) {
-        const double d = row[from[q]];
-        M[p * ld + q] = d;
-        size = std::max(size, std::abs(d));
-      }
+      source.row(rows[p], row);
+      size = std::max(size, small::largest(row, c));
+      small::gather(row, rows, p < r ? p + 1 : c, M + p * ld);
     }
     most[first / kRows] = size;
   });
@@ -127,12 +148,7 @@ void transform(const Step<S>& b, double* M, std::int64_t ld, const Team& team) {
   std::copy_n(T, s * r, T + 2 * s * r);
   team.pieces(s, kRows, double(s) * s * r, [&](std::int64_t i, std::int64_t j) {
     multiply(false, false, j - i, r, s, 0.5, D_J + i * ld + r, ld, T, r, 0.0, H + i * r, r);
-    for (std::int64_t p = i; p < j; ++p)
-      for (std::int64_t q = 0; q < r; ++q) {
-        const double z = D_J[p * ld + q] - H[p * r + q];
-        Z[p * r + q] = z;
-        D_J[p * ld + q] = z - H[p * r + q];
-      }
+    for (std::int64_t p = i; p < j; ++p) small::subtract(D_J + p * ld, H + p * r, Z + p * r, r);
   });
   team.pieces(r, strip(r), double(s) * r * r, [&](std::int64_t i, std::int64_t j) {
     multiply(true, false, j - i, j, 2 * s, -1.0, T + i, r, Z, r, 1.0, M + i * ld, ld);
@@ -142,13 +158,16 @@ void transform(const Step<S>& b, double* M, std::int64_t ld, const Team& team) {
 // K and D̂ out of the rows J of the factored M; false where D̂ would outgrow `limit`
 template <class S>
 bool finish(const Step<S>& b, const double* M, std::int64_t ld, double limit, const Team& team) {
+  thread_local std::vector<double> squares;
   const std::int64_t s = b.s, r = b.r;
   for (std::int64_t i = 0; i < s; ++i) {
     const double* row = M + (r + i) * ld;
-    double update = 0;
-    for (std::int64_t j = 0; j < r; ++j) update += row[j] * row[j];
-    if (r && !(update <= limit)) return false;
     std::copy_n(row, r, b.K + i * r);
+    squares.assign(r, 0.0);
+    small::add_squares(row, r, squares.data());
+    double update = 0;
+    for (const double each : squares) update += each;
+    if (r && !(update <= limit)) return false;
   }
   const std::int64_t height = strip(s);
   team.pieces(s, height, double(s) * s * r / 2, [&](std::int64_t i, std::int64_t j) {
@@ -162,15 +181,15 @@ bool finish(const Step<S>& b, const double* M, std::int64_t ld, double limit, co
   return true;
 }
 
-template <class S>
-Found eliminate_block(const Step<S>& b, double growth, const Team& team) {
+template <class D, class B, class S>
+Found eliminate_block(const Source<D, B>& source, const Step<S>& b, double growth, const Team& team) {
   thread_local Scratch scratch;
   thread_local std::vector<double> squares;
   const Found refused{std::nan(""), 0};
   const std::int64_t r = b.r, c = b.s + r, even = (c + 7) / 8 * 8, ld = even + (even % 64 == 0 ? 8 : 0);  // no rows one page apart
   if (!c) return {0, 0};
   double *M = scratch.of(c * ld), log_abs = 0;
-  const double size = gather(b, M, ld, team);
+  const double size = gather(source, b, M, ld, team);
   transform(b, M, ld, team);
   if (!factor(M, ld, c, r, b.W, r, false, team)) return refused;
   for (std::int64_t i = 0; i < r; ++i) log_abs += 2 * std::log(M[i * ld + i]);
@@ -178,58 +197,79 @@ Found eliminate_block(const Step<S>& b, double growth, const Team& team) {
   const std::int64_t panel = r <= 6 * kBase ? kBase : 2 * kBase;
   for (std::int64_t p = panel; p < r; p += panel) extend_inverse(M, ld, b.W, r, p, std::min(r, p + panel), team);
   squares.assign(r, 0.0);
-  for (std::int64_t i = 0; i < r; ++i)
-    for (std::int64_t j = i; j < r; ++j) squares[j] += b.W[i * r + j] * b.W[i * r + j];
+  for (std::int64_t i = 0; i < r; ++i) small::add_squares(b.W + i * r + i, r - i, squares.data() + i);
   return {log_abs, r ? *std::max_element(squares.begin(), squares.end()) : 0.0};
 }
 
-// A [c, c] blocks, order [Σ c], T [s, r] blocks → W [r, r] (given as zeros), K [s, r], schur [s, s] blocks (flat, preallocated),
-// log_abs [b], largest [b]
-template <class S>
-void eliminate_definite(Array<const double, 1> A, Index order, Array<const S, 1> T, Index skeleton, Index redundant,
+// D: `parts` (1 or 2) diagonal blocks of sizes `sizes` a block, coupled by B [B_rows × B_cols] where there are two; order [Σ c],
+// T [s, r] → W [r, r] (given as zeros), K [s, r], schur [s, s] blocks (flat, preallocated), log_abs [b], largest [b]
+template <class D, class B, class S>
+void eliminate_definite(Array<const D, 1> diagonal, Index sizes, std::int64_t parts, Array<const B, 1> coupling, Index B_rows,
+                        Index B_cols, double shift, Index order, Array<const S, 1> T, Index skeleton, Index redundant,
                         Array<double, 1> W, Array<double, 1> K, Array<double, 1> schur, Array<double, 1> log_abs,
                         Array<double, 1> largest, double growth) {
-  const std::int64_t n = skeleton.shape(0), *s = skeleton.data(), *r = redundant.data();
-  if (n != std::int64_t(redundant.shape(0))) throw std::invalid_argument("eliminate: sizes of the blocks do not match");
-  std::vector<std::int64_t> c0(n + 1), a0(n + 1), t0(n + 1), w0(n + 1), z0(n + 1);
+  const std::int64_t n = skeleton.shape(0), *s = skeleton.data(), *r = redundant.data(), *size = sizes.data();
+  const auto demand = [](bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+  };
+  const char* mismatch = "eliminate: sizes of the blocks do not match";
+  demand((parts == 1 || parts == 2) && n == std::int64_t(redundant.shape(0)) && n * parts == std::int64_t(sizes.shape(0)), mismatch);
+  demand(parts == 1 || (n == std::int64_t(B_rows.shape(0)) && n == std::int64_t(B_cols.shape(0))), mismatch);
+  std::vector<std::int64_t> c0(n + 1), d0(n * parts + 1), b0(n + 1), t0(n + 1), w0(n + 1), z0(n + 1);
   std::vector<double> work(n);
+  for (std::int64_t i = 0; i < n * parts; ++i) d0[i + 1] = d0[i] + size[i] * size[i];
   for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t c = s[i] + r[i];
-    if (s[i] < 0 || r[i] < 0) throw std::invalid_argument("eliminate: a negative size");
+    const std::int64_t c = s[i] + r[i], *own = size + i * parts;
+    demand(s[i] >= 0 && r[i] >= 0 && own[0] >= 0 && own[parts - 1] >= 0, "eliminate: a negative size");
+    demand(c == own[0] + (parts == 2 ? own[1] : 0), mismatch);
+    if (parts == 2) {
+      const std::int64_t rows = B_rows.data()[i], cols = B_cols.data()[i];
+      demand(rows >= 0 && rows <= own[0] && cols >= 0 && cols <= own[1], mismatch);
+      b0[i + 1] = b0[i] + rows * cols;
+    }
     work[i] = double(c) * c * c / 2;
     c0[i + 1] = c0[i] + c;
-    a0[i + 1] = a0[i] + c * c;
     t0[i + 1] = t0[i] + s[i] * r[i];
     w0[i + 1] = w0[i] + r[i] * r[i];
     z0[i + 1] = z0[i] + s[i] * s[i];
   }
-  if (c0[n] != std::int64_t(order.shape(0)) || a0[n] != std::int64_t(A.shape(0)) || t0[n] != std::int64_t(T.shape(0)) ||
-      w0[n] != std::int64_t(W.shape(0)) || t0[n] != std::int64_t(K.shape(0)) || z0[n] != std::int64_t(schur.shape(0)) ||
-      n != std::int64_t(log_abs.shape(0)) || n != std::int64_t(largest.shape(0)))
-    throw std::invalid_argument("eliminate: sizes of the blocks do not match");
+  demand(c0[n] == std::int64_t(order.shape(0)) && d0[n * parts] == std::int64_t(diagonal.shape(0)) && t0[n] == std::int64_t(T.shape(0)), mismatch);
+  demand(parts == 1 || b0[n] == std::int64_t(coupling.shape(0)), mismatch);
+  demand(w0[n] == std::int64_t(W.shape(0)) && t0[n] == std::int64_t(K.shape(0)) && z0[n] == std::int64_t(schur.shape(0)), mismatch);
+  demand(n == std::int64_t(log_abs.shape(0)) && n == std::int64_t(largest.shape(0)), mismatch);
   for (std::int64_t i = 0; i < n; ++i)
     for (std::int64_t p = c0[i]; p < c0[i + 1]; ++p)
-      if (order.data()[p] < 0 || order.data()[p] >= s[i] + r[i]) throw std::invalid_argument("eliminate: order is not a permutation");
+      demand(order.data()[p] >= 0 && order.data()[p] < s[i] + r[i], "eliminate: order is not a permutation");
   nb::gil_scoped_release release;
   for_each_block(work, [&](std::int64_t i, const Team& team) {
-    const Step<S> step{s[i], r[i], A.data() + a0[i], order.data() + c0[i], T.data() + t0[i], W.data() + w0[i], K.data() + t0[i], schur.data() + z0[i]};
-    const Found found = eliminate_block(step, growth, team);
+    const std::int64_t own = i * parts;
+    Source<D, B> source{size[own], 0, 0, 0, diagonal.data() + d0[own], nullptr, nullptr, shift};
+    if (parts == 2) {
+      source.n1 = size[own + 1], source.b0 = B_rows.data()[i], source.b1 = B_cols.data()[i];
+      source.D1 = diagonal.data() + d0[own + 1], source.coupling = coupling.data() + b0[i];
+    }
+    const Step<S> step{s[i], r[i], order.data() + c0[i], T.data() + t0[i], W.data() + w0[i], K.data() + t0[i], schur.data() + z0[i]};
+    const Found found = eliminate_block(source, step, growth, team);
     log_abs.data()[i] = found.log_abs;
     largest.data()[i] = found.largest;
   });
 }
 
-template <class S>
+template <class D, class B, class S>
 void define(nb::module_& m) {
-  m.def("eliminate_definite", &eliminate_definite<S>, nb::arg("A").noconvert(), nb::arg("order").noconvert(),
-        nb::arg("T").noconvert(), nb::arg("skeleton").noconvert(), nb::arg("redundant").noconvert(), nb::arg("W").noconvert(),
-        nb::arg("K").noconvert(), nb::arg("schur").noconvert(), nb::arg("log_abs").noconvert(), nb::arg("largest").noconvert(),
-        nb::arg("growth"));
+  m.def("eliminate_definite", &eliminate_definite<D, B, S>, nb::arg("diagonal").noconvert(), nb::arg("sizes").noconvert(),
+        nb::arg("parts"), nb::arg("coupling").noconvert(), nb::arg("B_rows").noconvert(), nb::arg("B_cols").noconvert(),
+        nb::arg("shift"), nb::arg("order").noconvert(), nb::arg("T").noconvert(), nb::arg("skeleton").noconvert(),
+        nb::arg("redundant").noconvert(), nb::arg("W").noconvert(), nb::arg("K").noconvert(), nb::arg("schur").noconvert(),
+        nb::arg("log_abs").noconvert(), nb::arg("largest").noconvert(), nb::arg("growth"));
 }
 
 }  // namespace
 
 void bind_eliminate(nb::module_& m) {
-  define<float>(m);
-  define<double>(m);
+  define<double, float, float>(m);
+  define<double, double, double>(m);
+  define<double, double, float>(m);
+  define<double, float, double>(m);
+  define<float, float, float>(m);
 }

@@ -96,19 +96,23 @@ class RowPermutation:
         positions = np.flatnonzero((permutation >= lo) & (permutation < hi))  # tree positions of my parameters, ascending
         self._rows = permutation[positions] - lo
         self._send = np.bincount(np.searchsorted(tree_starts, positions, side="right") - 1, minlength=comm.size)
+        self._inverse = np.argsort(self._rows) if comm.size == 1 and len(self._rows) == self.n_local else None  # a permutation of own rows
 
     def to_tree(self, rows):
         """Parameter rows [n_local, k] → tree rows."""
-        arrived = rows[self._rows] if self.comm.size == 1 else _alltoall(self.comm, rows[self._rows], self._send, self._receive)
+        if self.comm.size == 1:  # one pass: `_arrange` changes nothing
+            return rows.take(self._rows, axis=0)
+        arrived = _alltoall(self.comm, rows[self._rows], self._send, self._receive)
         result = np.empty_like(arrived)
         result[self._arrange] = arrived
         return result
 
     def to_parameters(self, rows):
         """Tree rows → parameter rows [n_local, k], zero where a parameter is dead."""
+        if self._inverse is not None:
+            return rows.take(self._inverse, axis=0)
         result = np.zeros((self.n_local, *rows.shape[1:]), rows.dtype)
-        departing = rows[self._arrange]
-        result[self._rows] = departing if self.comm.size == 1 else _alltoall(self.comm, departing, self._receive, self._send)
+        result[self._rows] = rows if self.comm.size == 1 else _alltoall(self.comm, rows[self._arrange], self._receive, self._send)
         return result
 
 

@@ -1,17 +1,12 @@
-// Compiled for several instruction sets at once as narrow.cpp is.
-#include "triangle.hpp"
+// Compiled for several instruction sets at once, the processor's is picked when the module is loaded.
+#include "small.hpp"
 
 #include <cmath>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
-#define HPCHESS_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define HPCHESS_CLONES
-#endif
 #define HPCHESS_INLINE __attribute__((always_inline)) inline
 
-namespace triangle {
+namespace small {
 namespace {
 
 constexpr int kLanes = 8;
@@ -96,15 +91,73 @@ HPCHESS_INLINE bool factor_copy(double* X, std::int64_t ldx, int n, double* W, s
   return true;
 }
 
-HPCHESS_CLONES bool factor_any(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw) {
+HPCHESS_INLINE bool factor_any(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw) {
   if (n <= 8) return factor_copy<1>(X, ldx, n, W, ldw);
   if (n <= 16) return factor_copy<2>(X, ldx, n, W, ldw);
   if (n <= 24) return factor_copy<3>(X, ldx, n, W, ldw);
   return factor_copy<4>(X, ldx, n, W, ldw);
 }
 
+HPCHESS_INLINE double largest_any(const double* a, std::int64_t n) {
+  Vector most[4] = {};
+  std::int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      Vector x;
+      std::memcpy(&x, a + i + v * kLanes, sizeof x);
+      x = x < 0 ? -x : x;
+      most[v] = x > most[v] ? x : most[v];
+    }
+  double result = 0;
+  for (int v = 0; v < 4; ++v)
+    for (int lane = 0; lane < kLanes; ++lane) result = most[v][lane] > result ? most[v][lane] : result;
+  for (; i < n; ++i) result = std::fabs(a[i]) > result ? std::fabs(a[i]) : result;
+  return result;
+}
+
+HPCHESS_INLINE void gather_any(const double* row, const std::int64_t* from, std::int64_t n, double* to) {
+  for (std::int64_t i = 0; i < n; ++i) to[i] = row[from[i]];
+}
+
+HPCHESS_INLINE void add_squares_any(const double* a, std::int64_t n, double* sums) {
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < n; ++i) sums[i] += a[i] * a[i];
+}
+
+HPCHESS_INLINE void subtract_any(double* D, const double* H, double* Z, std::int64_t n) {
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < n; ++i) {
+    Z[i] = D[i] - H[i];
+    D[i] = Z[i] - H[i];
+  }
+}
+
+#define HPCHESS_SET(name, target)                                                                                              \
+  target bool factor_##name(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw) { return factor_any(X, ldx, n, W, ldw); } \
+  target double largest_##name(const double* a, std::int64_t n) { return largest_any(a, n); }                                  \
+  target void gather_##name(const double* row, const std::int64_t* from, std::int64_t n, double* to) { gather_any(row, from, n, to); } \
+  target void add_squares_##name(const double* a, std::int64_t n, double* sums) { add_squares_any(a, n, sums); }               \
+  target void subtract_##name(double* D, const double* H, double* Z, std::int64_t n) { subtract_any(D, H, Z, n); }
+
+HPCHESS_SET(plain, )
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+HPCHESS_SET(avx2, __attribute__((target("avx2,fma"))))
+HPCHESS_SET(avx512, __attribute__((target("avx512f,avx512vl,avx512dq,avx2,fma"))))
+const int kSet = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") ? 2
+                 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")                                             ? 1
+                                                                                                                               : 0;
+#define HPCHESS_PICK(name, ...) (kSet == 2 ? name##_avx512(__VA_ARGS__) : kSet == 1 ? name##_avx2(__VA_ARGS__) : name##_plain(__VA_ARGS__))
+#else
+#define HPCHESS_PICK(name, ...) name##_plain(__VA_ARGS__)
+#endif
+
 }  // namespace
 
-bool factor(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw) { return factor_any(X, ldx, n, W, ldw); }
+bool factor(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw) { return HPCHESS_PICK(factor, X, ldx, n, W, ldw); }
+void gather(const double* row, const std::int64_t* from, std::int64_t n, double* to) { HPCHESS_PICK(gather, row, from, n, to); }
+double largest(const double* a, std::int64_t n) { return HPCHESS_PICK(largest, a, n); }
+void add_squares(const double* a, std::int64_t n, double* sums) { HPCHESS_PICK(add_squares, a, n, sums); }
+void subtract(double* D, const double* H, double* Z, std::int64_t n) { HPCHESS_PICK(subtract, D, H, Z, n); }
 
-}  // namespace triangle
+}  // namespace small
