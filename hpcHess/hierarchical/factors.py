@@ -166,7 +166,7 @@ def _check_regular(matrix, damping, eliminations, singular):
     """InputError where the smallest pivot of all nodes cannot be told from rounding: |λ| ≤ c ε max|H̃ + λI|, c the largest block."""
     xp, comm = matrix.backend.xp, matrix.comm
     parts = [matrix.near.blocks.data, *(level.far.blocks.data for level in matrix.levels[1:])]
-    size = comm.allreduce(max(float(xp.max(xp.abs(part))) if part.size else 0.0 for part in parts), MPI.MAX) + damping
+    size = comm.allreduce(max(max(float(xp.max(part)), -float(xp.min(part))) if part.size else 0.0 for part in parts), MPI.MAX) + damping
     order = comm.allreduce(max(int(each.order_of_pivots()) for each in eliminations), MPI.MAX)
     smallest = comm.allreduce(min(each.smallest() for each in eliminations), MPI.MIN)
     if not smallest > order * np.finfo(np.float64).eps * size:
