@@ -79,6 +79,9 @@ bool factor(double* M, std::int64_t ld, std::int64_t rows, std::int64_t n, doubl
   return true;
 }
 
+void copy(const double* from, std::int64_t n, double* to) { std::copy_n(from, n, to); }
+void copy(const float* from, std::int64_t n, double* to) { small::convert(from, n, to); }
+
 template <class D, class B>
 struct Source {  // a block [[D₀, B], [Bᵀ, D₁]] + shift·I, B [b₀, b₁] in the leading rows and columns of its corner; or D₀ + shift·I
   std::int64_t n0, n1, b0, b1;
@@ -89,14 +92,14 @@ struct Source {  // a block [[D₀, B], [Bᵀ, D₁]] + shift·I, B [b₀, b₁]
   // row i
   void row(std::int64_t i, double* to) const {
     if (i < n0) {
-      std::copy_n(D0 + i * n0, n0, to);
-      if (i < b0) std::copy_n(coupling + i * b1, b1, to + n0);
+      copy(D0 + i * n0, n0, to);
+      if (i < b0) copy(coupling + i * b1, b1, to + n0);
       std::fill(to + n0 + (i < b0 ? b1 : 0), to + n0 + n1, 0.0);
     } else {
       const std::int64_t j = i - n0;
       std::fill_n(to, n0, 0.0);
       for (std::int64_t p = 0; j < b1 && p < b0; ++p) to[p] = double(coupling[p * b1 + j]);
-      std::copy_n(D1 + j * n1, n1, to + n0);
+      copy(D1 + j * n1, n1, to + n0);
     }
     to[i] += shift;
   }
@@ -144,7 +147,7 @@ void transform(const Step<S>& b, double* M, std::int64_t ld, const Team& team) {
   if (std::none_of(b.T, b.T + s * r, [](S t) { return t != 0; })) return;
   thread_local Scratch scratch;
   double *T = scratch.of(4 * s * r), *Z = T + s * r, *H = T + 3 * s * r, *D_J = M + r * ld;  // T, Z, T one below the other
-  std::copy_n(b.T, s * r, T);
+  copy(b.T, s * r, T);
   std::copy_n(T, s * r, T + 2 * s * r);
   team.pieces(s, kRows, double(s) * s * r, [&](std::int64_t i, std::int64_t j) {
     multiply(false, false, j - i, r, s, 0.5, D_J + i * ld + r, ld, T, r, 0.0, H + i * r, r);

@@ -109,11 +109,22 @@ HPCHESS_INLINE double largest_any(const double* a, std::int64_t n) {
       x = x < 0 ? -x : x;
       most[v] = x > most[v] ? x : most[v];
     }
+  for (; i + kLanes <= n; i += kLanes) {
+    Vector x;
+    std::memcpy(&x, a + i, sizeof x);
+    x = x < 0 ? -x : x;
+    most[0] = x > most[0] ? x : most[0];
+  }
   double result = 0;
   for (int v = 0; v < 4; ++v)
     for (int lane = 0; lane < kLanes; ++lane) result = most[v][lane] > result ? most[v][lane] : result;
   for (; i < n; ++i) result = std::fabs(a[i]) > result ? std::fabs(a[i]) : result;
   return result;
+}
+
+HPCHESS_INLINE void convert_any(const float* from, std::int64_t n, double* to) {
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < n; ++i) to[i] = from[i];
 }
 
 HPCHESS_INLINE void gather_any(const double* row, const std::int64_t* from, std::int64_t n, double* to) {
@@ -135,6 +146,7 @@ HPCHESS_INLINE void subtract_any(double* D, const double* H, double* Z, std::int
 
 #define HPCHESS_SET(name, target)                                                                                              \
   target bool factor_##name(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw) { return factor_any(X, ldx, n, W, ldw); } \
+  target void convert_##name(const float* from, std::int64_t n, double* to) { convert_any(from, n, to); }                      \
   target double largest_##name(const double* a, std::int64_t n) { return largest_any(a, n); }                                  \
   target void gather_##name(const double* row, const std::int64_t* from, std::int64_t n, double* to) { gather_any(row, from, n, to); } \
   target void add_squares_##name(const double* a, std::int64_t n, double* sums) { add_squares_any(a, n, sums); }               \
@@ -156,6 +168,7 @@ const int kSet = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("av
 
 bool factor(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw) { return HPCHESS_PICK(factor, X, ldx, n, W, ldw); }
 void gather(const double* row, const std::int64_t* from, std::int64_t n, double* to) { HPCHESS_PICK(gather, row, from, n, to); }
+void convert(const float* from, std::int64_t n, double* to) { HPCHESS_PICK(convert, from, n, to); }
 double largest(const double* a, std::int64_t n) { return HPCHESS_PICK(largest, a, n); }
 void add_squares(const double* a, std::int64_t n, double* sums) { HPCHESS_PICK(add_squares, a, n, sums); }
 void subtract(double* D, const double* H, double* Z, std::int64_t n) { HPCHESS_PICK(subtract, D, H, Z, n); }

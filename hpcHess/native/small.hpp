@@ -13,6 +13,9 @@ bool factor(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw);
 // to[i] = row[from[i]]
 void gather(const double* row, const std::int64_t* from, std::int64_t n, double* to);
 
+// to[i] = from[i]
+void convert(const float* from, std::int64_t n, double* to);
+
 // max |a_i|, 0 for none
 double largest(const double* a, std::int64_t n);
 
