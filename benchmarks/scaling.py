@@ -2,7 +2,7 @@
 
 Without --counts: seconds of every phase on 1 and more ranks of one thread (`scaling_times`). With --counts: bytes, messages and memory of the busiest rank
 by phase, counted call by call (`traffic`) on 1 … 64 ranks, more than there are cores, of a tiny problem (`scaling_counts`), against the model (`traffic_model`); every
-call and every phase's memory that grows faster than log P is named, with what it would be on 4,096 ranks.
+call whose volume or number, and every phase whose memory grows faster than log P is named, with what it would be on 4,096 ranks.
 """
 
 import argparse
@@ -35,6 +35,7 @@ def main(arguments=None):
     parser.add_argument("--ranks", type=int, nargs="+", metavar="P", help="1 2; with --counts 1 2 4 8 16 32 64")
     parser.add_argument("--rounds", type=int, default=2, metavar="n", help="runs of each number of ranks, by turns (2)")
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
+    parser.add_argument("--page", action="store_true", help="with --counts: measure nothing, take the results there are")
     parser.add_argument("--write", action="store_true", help=f"with --counts: the table into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--output", metavar="FILE.json")
     args = parser.parse_args(arguments)
@@ -42,7 +43,10 @@ def main(arguments=None):
     store = Path(args.output or RESULTS / f"scaling{'-counts' if args.counts else ''}.json").absolute()
     store.parent.mkdir(parents=True, exist_ok=True)
     try:
-        found = counts(args.ranks, args.tiny) if args.counts else times(tuple(args.ranks), args.tiny, args.rounds)
+        if args.page and store.exists():
+            found = json.loads(store.read_text("utf-8"))
+        else:
+            found = counts(args.ranks, args.tiny) if args.counts else times(tuple(args.ranks), args.tiny, args.rounds)
     except Failed as failure:
         print(failure, file=sys.stderr)
         return 1
@@ -115,7 +119,8 @@ def counts_table(found):
 
 
 def violations(runs):
-    """([what grows faster than log P, in words], [the same where it stays small]): calls' volumes, phases' memory, from the last two runs."""
+    """([what grows faster than log P, in words], [the same where it stays small]): a call's volume, how often it comes (there are log P levels
+    whose nodes change owners), phases' memory, from the last two runs."""
     broken, small = [], []
     if len(runs) < 3 or runs[-1]["ranks"] < 4:
         return broken, small
@@ -123,9 +128,9 @@ def violations(runs):
     allowed = SLACK * np.log2(many["ranks"]) / np.log2(few["ranks"])
     for name, phase in many["phases"].items():
         before = few["phases"].get(name, {"sites": {}, "memory": 0})
-        for site, (_, size, _) in phase["sites"].items():
-            former = before["sites"].get(site, [0, 0, 0])[1]
-            if former and size > allowed * former:
+        for site, (calls, size, _) in phase["sites"].items():
+            former_calls, former, _ = before["sites"].get(site, [0, 0, 0])
+            if former and (size / calls > allowed * former / former_calls or calls > allowed * former_calls):
                 note(broken, small, f"{name}, {site}", former, size, few["ranks"], many["ranks"])
         if before["memory"] and phase["memory"] > allowed * before["memory"]:
             note(broken, small, f"{name}, memory", before["memory"], phase["memory"], few["ranks"], many["ranks"])
