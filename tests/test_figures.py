@@ -10,7 +10,7 @@ import pytest
 from mpi4py import MPI
 
 from benchmarks import models, products
-from benchmarks.figures import command, page, ranks, solves, synthetic, turns
+from benchmarks.figures import command, growth, page, ranks, solves, synthetic, turns
 from benchmarks.figures.products import gemm_shapes
 from benchmarks.figures.table import FIGURES
 from benchmarks.processes import Failed
@@ -138,6 +138,12 @@ def test_speedups_of_the_ceilings_count_their_amounts():
     assert speed["triad"][1] == 1.0 and speed["sgemm"][1] == 2.0 and speed["p"][1] == 2.0
     (row,) = ranks.rows([{1: made(1.0), 2: made(2.0)}], 2)
     assert row["asked"] == 1.8 and row["verdict"] == "met"
+
+
+def test_growth_is_of_seconds_a_parameter():
+    sizes = [{"n_params": n, "seconds": s, "cpu_seconds": 2 * s, "peak_bytes": 1e9, "timings": {"sketch": s}} for n, s in ((100, 2.0), (400, 12.0))]
+    (row,) = growth.grown(sizes, "seconds")
+    assert row["measured"] == 1.5 and row["verdict"] == "short" and "sketch 6.0 ×, N 4.0 ×" in row["holds"]
 
 
 def test_conjugate_gradients_solve():
