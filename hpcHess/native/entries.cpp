@@ -61,15 +61,15 @@ struct Tile {
   bool same, separable;
 };
 
-struct Group {
-  int first, count;
+struct Group {  // the rows of one neuron; packed from row `at`, with those of another neuron where the inputs are the same
+  int first, count, at;
   std::int64_t neuron;
 };
 
 std::vector<Group> groups(const std::int64_t* neuron, int size) {
   std::vector<Group> result;
   for (int at = 0; at < size; ++at) {
-    if (!at || neuron[at] != neuron[at - 1]) result.push_back({at, 0, neuron[at]});
+    if (!at || neuron[at] != neuron[at - 1]) result.push_back({at, 0, 0, neuron[at]});
     ++result.back().count;
   }
   return result;
@@ -84,12 +84,19 @@ class Worker {
 
   // H [rows, cols] += the piece's sums; of a tile on the diagonal j ≥ i alone
   void add(const Tile& tile, std::int64_t lo, int m, double* H) {
-    const bool scaled = tile.separable || !f_.stored;
-    pack(I_.neuron + tile.i, I_.row + tile.i, tile.rows, lo, m, scaled, A_.get());
-    T* B = A_.get();
-    if (!tile.same) pack(J_.neuron + tile.j, J_.row + tile.j, tile.cols, lo, m, scaled, B = B_.get());
-    if (tile.separable) return dots_.products(A_.get(), tile.rows, B, tile.cols, ld_, m, tile.same, H, tile.cols);
-    const auto P = groups(I_.neuron + tile.i, tile.rows), Q = tile.same ? P : groups(J_.neuron + tile.j, tile.cols);
+    if (tile.separable) {
+      auto whole = [](int size) { return std::vector<Group>{{0, size, 0, 0}}; };
+      T *A = A_.get(), *B = tile.same ? A : B_.get();
+      auto P = whole(tile.rows), Q = whole(tile.cols);
+      pack(I_.neuron + tile.i, I_.row + tile.i, P, lo, m, true, A);
+      if (!tile.same) pack(J_.neuron + tile.j, J_.row + tile.j, Q, lo, m, true, B);
+      return dots_.products(A, tile.rows, B, tile.cols, ld_, m, tile.same, H, tile.cols);
+    }
+    auto P = groups(I_.neuron + tile.i, tile.rows), Q = groups(J_.neuron + tile.j, tile.cols);
+    T* B = tile.same ? A_.get() : B_.get();
+    pack(I_.neuron + tile.i, I_.row + tile.i, P, lo, m, !f_.stored, A_.get());
+    if (tile.same) Q = P;
+    else pack(J_.neuron + tile.j, J_.row + tile.j, Q, lo, m, !f_.stored, B);
     for (std::size_t p = 0; p < P.size(); p += dots::kFew)
       for (std::size_t q = tile.same ? p : 0; q < Q.size(); q += dots::kFew) {
         const int a = int(std::min<std::size_t>(dots::kFew, P.size() - p)), b = int(std::min<std::size_t>(dots::kFew, Q.size() - q));
@@ -103,16 +110,27 @@ class Worker {
 
  private:
   // rows of X, times g of neurons with shared factors where `scaled`, padded by zeros
-  void pack(const std::int64_t* neuron, const std::int64_t* row, int size, std::int64_t lo, int m, bool scaled, T* out) {
-    for (int at = 0; at < size; ++at, out += ld_) {
-      const T* x = f_.X + row[at] * f_.n + lo;
-      if (scaled && neuron[at] >= f_.separable && neuron[at] < f_.n_hidden) {
-        const T* g = f_.slopes + neuron[at] * f_.n + lo;
-        for (int s = 0; s < m; ++s) out[s] = x[s] * g[s];
-      } else {
-        std::copy(x, x + m, out);
+  void pack(const std::int64_t* neuron, const std::int64_t* row, std::vector<Group>& sides, std::int64_t lo, int m, bool scaled, T* out) {
+    int packed = 0;
+    for (std::size_t k = 0; k < sides.size(); ++k) {
+      Group& g = sides[k];
+      const bool with_slope = scaled && neuron[g.first + g.count - 1] >= f_.separable;
+      if (k && !with_slope && g.count == sides[k - 1].count && std::equal(row + g.first, row + g.first + g.count, row + sides[k - 1].first)) {
+        g.at = sides[k - 1].at;
+        continue;
       }
-      std::fill(out + m, out + ld_, T(0));
+      g.at = packed;
+      for (int i = g.first; i < g.first + g.count; ++i, ++packed) {
+        const T* x = f_.X + row[i] * f_.n + lo;
+        T* to = out + packed * ld_;
+        if (with_slope && neuron[i] >= f_.separable && neuron[i] < f_.n_hidden) {
+          const T* slope = f_.slopes + neuron[i] * f_.n + lo;
+          for (int s = 0; s < m; ++s) to[s] = x[s] * slope[s];
+        } else {
+          std::copy(x, x + m, to);
+        }
+        std::fill(to + m, to + ld_, T(0));
+      }
     }
   }
 
@@ -165,7 +183,7 @@ class Worker {
   }
 
   void pair(const T* kappa, const Group& p, const Group& q, bool own, const T* columns, int m, double* H, std::int64_t ldh) {
-    const T *A = A_.get() + std::int64_t(p.first) * ld_, *B = columns + std::int64_t(q.first) * ld_;
+    const T *A = A_.get() + std::int64_t(p.at) * ld_, *B = columns + std::int64_t(q.at) * ld_;
     H += p.first * ldh + q.first;
     if (p.count <= dots::kFew && q.count <= dots::kFew) {
       dots_.weighted(kappa, A, p.count, B, q.count, ld_, m, H, ldh);

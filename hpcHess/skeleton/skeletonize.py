@@ -40,9 +40,12 @@ def entry_blocks(operator, backend, pairs, indices, dtype):
     I, J = indices[ranges(pairs.row_at[first], pairs.rows[first])], indices[ranges(pairs.col_at, pairs.cols)]
     side_by_side = operator.entries_batch(I, starts_of(pairs.rows[first]), J, starts_of(pairs.cols)[np.append(first, len(pairs.own))])
     blocks = side_by_side.cut(np.append(first, len(pairs.own)), pairs.cols)
+    upper = {}  # by size: masks are much faster than indices
     for i in np.flatnonzero(pairs.own[:, 0] == pairs.own[:, 1]):
-        upper = np.triu_indices(pairs.rows[i], 1)
-        blocks[i][upper] = blocks[i].T[upper]
+        size = int(pairs.rows[i])
+        if size not in upper:
+            upper[size] = np.triu(np.ones((size, size), bool), 1)
+        np.copyto(blocks[i], blocks[i].T.copy(), where=upper[size])
     pairs.set(backend.asarray(blocks.data, dtype))
 
 
