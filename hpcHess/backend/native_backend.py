@@ -70,10 +70,7 @@ class NativeBackend(ArrayBackend):
         arrays = (f.X, f.slopes, given(f.stored, 3), _index(() if f.place is None else f.place), [given(each, 3) for each in f.C])
         arrays += tuple(given(each, 2) for each in (f.M, f.output, f.rest, f.roots, f.gram))
         sides = [_index(each) for side in (I, J) for each in (side.neuron, side.row, side.place, side.starts)]
-        same = np.zeros(len(H), np.uint8)
-        for b in np.flatnonzero(np.diff(I.starts) == np.diff(J.starts)):
-            same[b] = all(np.array_equal(mine, other) for mine, other in zip(I.part(b), J.part(b), strict=True))
-        _native.gram_entries(*arrays, _index(f.layer_starts), int(f.separable), *sides, same, float(scale), H.data, _index(H.offsets))
+        _native.gram_entries(*arrays, _index(f.layer_starts), int(f.separable), *sides, float(scale), H.data, _index(H.offsets))
 
     def interpolate(self, R, starts, tolerance, max_rank=None, samples=None):
         starts = _index(starts)

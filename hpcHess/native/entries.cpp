@@ -2,7 +2,8 @@
 //
 // A block is cut into tiles of at most kSide rows and columns. Of each the input rows are packed once per piece of the samples; for every
 // pair of neurons κ scales the smaller group of rows, and inner products over the samples are added (`dots`) in float64 over pieces.
-// κ is read where it is stored, else made from the factors for 4 × 4 pairs of neurons at a time.
+// κ is read where it is stored, else made from the factors for 4 × 4 pairs of neurons at a time; small tiles of the same neurons, one
+// after another, share it.
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -82,36 +83,49 @@ class Worker {
       : f_(factors), I_(I), J_(J), ld_(ld), A_(std::size_t(kSide) * ld), B_(std::size_t(kSide) * ld), S_(std::size_t(kSide) * ld),
         K_(std::size_t(dots::kFew * dots::kFew) * ld) {}
 
-  // H [rows, cols] += the piece's sums; of a tile on the diagonal j ≥ i alone
-  void add(const Tile& tile, std::int64_t lo, int m, double* H) {
+  // H_t [rows, cols] += the piece's sums of `count` tiles with the same neurons (`alike`); of tiles on the diagonal j ≥ i alone
+  void add(const Tile* tiles, int count, std::int64_t lo, int m, double* const* H) {
+    const Tile& tile = tiles[0];
     if (tile.separable) {
-      auto whole = [](int size) { return std::vector<Group>{{0, size, 0, 0}}; };
       T *A = A_.get(), *B = tile.same ? A : B_.get();
-      auto P = whole(tile.rows), Q = whole(tile.cols);
+      std::vector<Group> P{{0, tile.rows, 0, 0}}, Q{{0, tile.cols, 0, 0}};
       pack(I_.neuron + tile.i, I_.row + tile.i, P, lo, m, true, A);
       if (!tile.same) pack(J_.neuron + tile.j, J_.row + tile.j, Q, lo, m, true, B);
-      return dots_.products(A, tile.rows, B, tile.cols, ld_, m, tile.same, H, tile.cols);
+      return dots_.products(A, tile.rows, B, tile.cols, ld_, m, tile.same, H[0], tile.cols);
     }
-    auto P = groups(I_.neuron + tile.i, tile.rows), Q = groups(J_.neuron + tile.j, tile.cols);
+    std::vector<std::vector<Group>> P, Q;
+    int packed_A = 0, packed_B = 0;
     T* B = tile.same ? A_.get() : B_.get();
-    pack(I_.neuron + tile.i, I_.row + tile.i, P, lo, m, !f_.stored, A_.get());
-    if (tile.same) Q = P;
-    else pack(J_.neuron + tile.j, J_.row + tile.j, Q, lo, m, !f_.stored, B);
-    for (std::size_t p = 0; p < P.size(); p += dots::kFew)
-      for (std::size_t q = tile.same ? p : 0; q < Q.size(); q += dots::kFew) {
-        const int a = int(std::min<std::size_t>(dots::kFew, P.size() - p)), b = int(std::min<std::size_t>(dots::kFew, Q.size() - q));
+    for (int t = 0; t < count; ++t) {
+      P.push_back(groups(I_.neuron + tiles[t].i, tile.rows));
+      packed_A = pack(I_.neuron + tiles[t].i, I_.row + tiles[t].i, P[t], lo, m, !f_.stored, A_.get(), packed_A);
+      Q.push_back(tile.same ? P[t] : groups(J_.neuron + tiles[t].j, tile.cols));
+      if (!tile.same) packed_B = pack(J_.neuron + tiles[t].j, J_.row + tiles[t].j, Q[t], lo, m, !f_.stored, B, packed_B);
+    }
+    for (std::size_t p = 0; p < P[0].size(); p += dots::kFew)
+      for (std::size_t q = tile.same ? p : 0; q < Q[0].size(); q += dots::kFew) {
+        const int a = int(std::min<std::size_t>(dots::kFew, P[0].size() - p)), b = int(std::min<std::size_t>(dots::kFew, Q[0].size() - q));
         const T* kappa[dots::kFew * dots::kFew];
-        find(&P[p], a, &Q[q], b, lo, m, tile.same && p == q, kappa);
+        find(&P[0][p], a, &Q[0][q], b, lo, m, tile.same && p == q, kappa);
         for (int i = 0; i < a; ++i)
           for (int j = tile.same && p == q ? i : 0; j < b; ++j)
-            if (kappa[i * b + j]) pair(kappa[i * b + j], P[p + i], Q[q + j], tile.same && p + i == q + j, B, m, H, tile.cols);
+            for (int t = 0; kappa[i * b + j] && t < count; ++t)
+              pair(kappa[i * b + j], P[t][p + i], Q[t][q + j], tile.same && p + i == q + j, B, m, H[t], tile.cols);
       }
+  }
+
+  // whether κ of one tile serves another one too, and `count` tiles have room
+  bool alike(const Tile& a, const Tile& b, int count) const {
+    return !a.separable && !b.separable && a.same == b.same && a.rows == b.rows && a.cols == b.cols && count * std::max(a.rows, a.cols) <= kSide &&
+           std::equal(I_.neuron + a.i, I_.neuron + a.i + a.rows, I_.neuron + b.i) &&
+           std::equal(J_.neuron + a.j, J_.neuron + a.j + a.cols, J_.neuron + b.j);
   }
 
  private:
   // rows of X, times g of neurons with shared factors where `scaled`, padded by zeros
-  void pack(const std::int64_t* neuron, const std::int64_t* row, std::vector<Group>& sides, std::int64_t lo, int m, bool scaled, T* out) {
-    int packed = 0;
+  // from row `packed` of `out` on; returns the first row after
+  int pack(const std::int64_t* neuron, const std::int64_t* row, std::vector<Group>& sides, std::int64_t lo, int m, bool scaled, T* out,
+           int packed = 0) {
     for (std::size_t k = 0; k < sides.size(); ++k) {
       Group& g = sides[k];
       const bool with_slope = scaled && neuron[g.first + g.count - 1] >= f_.separable;
@@ -132,6 +146,7 @@ class Worker {
         std::fill(to + m, to + ld_, T(0));
       }
     }
+    return packed;
   }
 
   // κ [m] of a × b pairs of neurons, null where it is zero
@@ -268,13 +283,26 @@ void evaluate(const Factors<T>& f, const Sides& I, const Sides& J, const std::ui
     std::vector<double> sums(std::size_t(sums_at.back()));
     for (std::int64_t k = 0; k < pieces; ++k) {
       const auto lo = f.n * k / pieces, hi = f.n * (k + 1) / pieces;
-      for (auto t = first; t < end; ++t) worker.add(all[t], lo, int(hi - lo), sums.data() + sums_at[t - first]);
+      for (auto t = first; t < end;) {
+        std::vector<double*> targets;
+        const auto run = t;
+        do targets.push_back(sums.data() + sums_at[t++ - first]);
+        while (t < end && worker.alike(all[run], all[t], int(t - run) + 1));
+        worker.add(&all[run], int(targets.size()), lo, int(hi - lo), targets.data());
+      }
     }
     for (auto t = first; t < end; ++t) {
       const auto b = all[t].block;
       place(f, I, J, all[t], same[b], sums.data() + sums_at[t - first], scale, H + offsets[b], J.starts[b + 1] - J.starts[b]);
     }
   });
+}
+
+// whether a block's rows and columns are the same, in the same order
+bool alike(const Sides& I, const Sides& J, std::int64_t b) {
+  const auto i = I.starts[b], j = J.starts[b], size = I.starts[b + 1] - i;
+  auto equal = [&](const std::int64_t* left, const std::int64_t* right) { return std::equal(left + i, left + i + size, right + j); };
+  return size == J.starts[b + 1] - j && equal(I.neuron, J.neuron) && equal(I.row, J.row) && equal(I.place, J.place);
 }
 
 template <class T>
@@ -284,7 +312,7 @@ template <class T, class R>
 void gram_entries(Array<const T, 2> X, Array<const T, 2> slopes, Array<const T, 3> stored, Index place, std::vector<Array<const T, 3>> C,
                   Array<const T, 2> M, Array<const T, 2> output, Array<const T, 2> rest, Array<const T, 2> roots, Array<const T, 2> gram,
                   Index layer_starts, std::int64_t separable, Index neuron_I, Index row_I, Index place_I, Index starts_I, Index neuron_J,
-                  Index row_J, Index place_J, Index starts_J, Array<const std::uint8_t, 1> same, double scale, Array<R, 1> H, Index offsets) {
+                  Index row_J, Index place_J, Index starts_J, double scale, Array<R, 1> H, Index offsets) {
   Factors<T> f{X.data(), data_of(slopes), stored.size() ? stored.data() : nullptr, data_of(M), data_of(output), data_of(rest), data_of(roots),
                data_of(gram), {}, place.data(), layer_starts.data(), std::int64_t(X.shape(1)), std::int64_t(stored.shape(1)),
                layer_starts.data()[C.size()], layer_starts.data()[C.size() - 1], separable, 0};
@@ -295,7 +323,9 @@ void gram_entries(Array<const T, 2> X, Array<const T, 2> slopes, Array<const T, 
   if (!f.rank) f.rank = int(M.shape(1));
   const Sides I{neuron_I.data(), row_I.data(), place_I.data(), starts_I.data()}, J{neuron_J.data(), row_J.data(), place_J.data(), starts_J.data()};
   nb::gil_scoped_release released;
-  evaluate(f, I, J, same.data(), std::int64_t(same.shape(0)), scale, H.data(), offsets.data());
+  std::vector<std::uint8_t> same(std::size_t(starts_I.shape(0)) - 1);
+  for (std::size_t b = 0; b < same.size(); ++b) same[b] = alike(I, J, std::int64_t(b));
+  evaluate(f, I, J, same.data(), std::int64_t(same.size()), scale, H.data(), offsets.data());
 }
 
 }  // namespace
