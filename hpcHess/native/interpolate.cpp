@@ -64,7 +64,9 @@ class PivotedQR {
     } else {
       int exponent = 0;
       std::frexp(most, &exponent);
-      scale_ = std::ldexp(T(1), exponent - 1);  // squares of small float32 numbers would underflow
+      // a power of two whose inverse is one: squares of small float32 numbers would underflow
+      scale_ = std::ldexp(T(1), std::max(exponent, std::numeric_limits<T>::min_exponent) - 1);
+      inverse_ = 1 / scale_;
       if (std::min(m_, k_) <= kDirect || limit_ <= kPanel / 2) {
         direct();
       } else {
@@ -92,7 +94,7 @@ class PivotedQR {
     T* A = room_.A.data();
     pivoted::transpose(piece_, k_, m_, k_, A, ld);
     for (int i = 0; i < k_; ++i) {
-      for (int c = 0; c < m_; ++c) A[i * ld + c] /= scale_;
+      for (int c = 0; c < m_; ++c) A[i * ld + c] *= inverse_;
       std::fill(A + i * ld + m_, A + (i + 1) * ld, T(0));
     }
     const auto enough = [&](int j, double tail) {
@@ -140,7 +142,7 @@ class PivotedQR {
     room_.Y.assign(kSketch * ldy_, T(0));
     for_each_chunk(0, 1, [&](std::int64_t c, std::int64_t end) {
       for (; c < end; ++c) {
-        for (int i = 0; i < k_; ++i) column(c)[i] = piece_[c * k_ + i] / scale_;
+        for (int i = 0; i < k_; ++i) column(c)[i] = piece_[c * k_ + i] * inverse_;
         room_.norms[c] = pivoted::sum_of_squares(column(c), k_);
       }
     });
@@ -337,7 +339,7 @@ class PivotedQR {
   std::int64_t* order_;
   Room<T>& room_;
   Piece<T> found_;
-  T scale_ = 1;
+  T scale_ = 1, inverse_ = 1;
   std::int64_t ld_ = 0, ldy_ = 0;
 };
 
