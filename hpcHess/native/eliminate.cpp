@@ -236,9 +236,10 @@ void eliminate_definite(Array<const D, 1> diagonal, Index sizes, std::int64_t pa
     w0[i + 1] = w0[i] + r[i] * r[i];
     z0[i + 1] = z0[i] + s[i] * s[i];
   }
-  demand(c0[n] == std::int64_t(order.shape(0)) && d0[n * parts] == std::int64_t(diagonal.shape(0)) && t0[n] == std::int64_t(T.shape(0)), mismatch);
+  demand(c0[n] == std::int64_t(order.shape(0)) && d0[n * parts] == std::int64_t(diagonal.shape(0)), mismatch);
+  demand(t0[n] == std::int64_t(T.shape(0)) && t0[n] == std::int64_t(K.shape(0)), mismatch);
   demand(parts == 1 || b0[n] == std::int64_t(coupling.shape(0)), mismatch);
-  demand(w0[n] == std::int64_t(W.shape(0)) && t0[n] == std::int64_t(K.shape(0)) && z0[n] == std::int64_t(schur.shape(0)), mismatch);
+  demand(w0[n] == std::int64_t(W.shape(0)) && z0[n] == std::int64_t(schur.shape(0)), mismatch);
   demand(n == std::int64_t(log_abs.shape(0)) && n == std::int64_t(largest.shape(0)), mismatch);
   for (std::int64_t i = 0; i < n; ++i)
     for (std::int64_t p = c0[i]; p < c0[i + 1]; ++p)
@@ -251,7 +252,8 @@ void eliminate_definite(Array<const D, 1> diagonal, Index sizes, std::int64_t pa
       source.n1 = size[own + 1], source.b0 = B_rows.data()[i], source.b1 = B_cols.data()[i];
       source.D1 = diagonal.data() + d0[own + 1], source.coupling = coupling.data() + b0[i];
     }
-    const Step<S> step{s[i], r[i], order.data() + c0[i], T.data() + t0[i], W.data() + w0[i], K.data() + t0[i], schur.data() + z0[i]};
+    const Step<S> step{s[i], r[i], order.data() + c0[i], T.data() + t0[i],
+                       W.data() + w0[i], K.data() + t0[i], schur.data() + z0[i]};
     const Found found = eliminate_block(source, step, growth, team);
     log_abs.data()[i] = found.log_abs;
     largest.data()[i] = found.largest;

@@ -145,10 +145,14 @@ HPCHESS_INLINE void subtract_any(double* D, const double* H, double* Z, std::int
 }
 
 #define HPCHESS_SET(name, target)                                                                                              \
-  target bool factor_##name(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw) { return factor_any(X, ldx, n, W, ldw); } \
+  target bool factor_##name(double* X, std::int64_t ldx, int n, double* W, std::int64_t ldw) {                                  \
+    return factor_any(X, ldx, n, W, ldw);                                                                                       \
+  }                                                                                                                             \
   target void convert_##name(const float* from, std::int64_t n, double* to) { convert_any(from, n, to); }                      \
   target double largest_##name(const double* a, std::int64_t n) { return largest_any(a, n); }                                  \
-  target void gather_##name(const double* row, const std::int64_t* from, std::int64_t n, double* to) { gather_any(row, from, n, to); } \
+  target void gather_##name(const double* row, const std::int64_t* from, std::int64_t n, double* to) {                          \
+    gather_any(row, from, n, to);                                                                                               \
+  }                                                                                                                             \
   target void add_squares_##name(const double* a, std::int64_t n, double* sums) { add_squares_any(a, n, sums); }               \
   target void subtract_##name(double* D, const double* H, double* Z, std::int64_t n) { subtract_any(D, H, Z, n); }
 
@@ -156,10 +160,10 @@ HPCHESS_SET(plain, )
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 HPCHESS_SET(avx2, __attribute__((target("avx2,fma"))))
 HPCHESS_SET(avx512, __attribute__((target("avx512f,avx512vl,avx512dq,avx2,fma"))))
-const int kSet = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") ? 2
-                 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")                                             ? 1
-                                                                                                                               : 0;
-#define HPCHESS_PICK(name, ...) (kSet == 2 ? name##_avx512(__VA_ARGS__) : kSet == 1 ? name##_avx2(__VA_ARGS__) : name##_plain(__VA_ARGS__))
+const bool kWide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+const int kSet = kWide ? 2 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0;
+#define HPCHESS_PICK(name, ...) \
+  (kSet == 2 ? name##_avx512(__VA_ARGS__) : kSet == 1 ? name##_avx2(__VA_ARGS__) : name##_plain(__VA_ARGS__))
 #else
 #define HPCHESS_PICK(name, ...) name##_plain(__VA_ARGS__)
 #endif

@@ -166,7 +166,8 @@ template <class S>
 std::vector<double> work_of(const Level<S>& l, int k) {
   std::vector<double> work(l.c0.size() - 1);
   for (std::size_t i = 0; i < work.size(); ++i)
-    work[i] = k * (double(l.t0[i + 1] - l.t0[i] + l.k0[i + 1] - l.k0[i]) + 0.5 * double(l.w0[i + 1] - l.w0[i]) + 8.0 * double(l.c0[i + 1] - l.c0[i]));
+    work[i] = k * (double(l.t0[i + 1] - l.t0[i]) + double(l.k0[i + 1] - l.k0[i]) + 0.5 * double(l.w0[i + 1] - l.w0[i]) +
+                   8.0 * double(l.c0[i + 1] - l.c0[i]));
   return work;
 }
 

@@ -199,7 +199,7 @@ void multiply_symmetric(Array<const S, 1> data, Index rows, Index cols, Index of
     if (p.rows[i] < 0 || p.cols[i] < 0 || p.offsets[i] < 0 || p.row_at[i] < 0 || p.col_at[i] < 0 || last > std::min(n_x, n_y) ||
         p.offsets[i] + p.rows[i] * p.cols[i] > std::int64_t(data.shape(0)))
       throw std::invalid_argument("multiply_symmetric: block " + std::to_string(i) + " lies outside B, X or Y");
-    if (!p.off(i) && p.rows[i] != p.cols[i])
+    if (p.entries(i) > 0 && !p.off(i) && p.rows[i] != p.cols[i])  // a node without rows begins where the next one does
       throw std::invalid_argument("multiply_symmetric: block " + std::to_string(i) + " on the diagonal is not square");
   }
   if (k == 0) return;

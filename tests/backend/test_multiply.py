@@ -146,3 +146,12 @@ def test_bases_on_rows(name, k, types):
     for mine, theirs in zip([*found, into], expected, strict=True):
         assert mine.dtype == types[1]
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e3 * np.finfo(types[1]).eps)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_symmetric_pairs_with_a_node_without_rows(name):
+    """A node of rank 0 begins where its sibling does: their block is empty and on no diagonal."""
+    B = hb.Blocks.shaped(np.ones(4), [0, 2, 2], [3, 0, 2])
+    X, Y = np.ones((5, 1)), np.zeros((5, 1))
+    hb.get(name).multiply_symmetric(B, X, np.array([0, 3, 3]), np.array([0, 3, 3]), Y)
+    assert Y.ravel().tolist() == [0, 0, 0, 2, 2]
