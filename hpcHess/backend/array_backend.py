@@ -64,6 +64,10 @@ class ArrayBackend:
         U -= xp.sum(U * p[:, None], axis=0, keepdims=True)
         U *= p[:, None]
 
+    def take_rows(self, rows, index):
+        """rows[index] of host arrays, index int64 [n]."""
+        return np.take(rows, index, axis=0)
+
     def multiply(self, A, X, x_starts, Y, y_starts, transpose=False, alpha=1.0):
         """Y[y_starts[i] : …] += alpha op(A_i) X[x_starts[i] : …] for every block i, in place, in the type of X.
 

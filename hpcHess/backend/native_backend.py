@@ -23,6 +23,11 @@ def _inspect(W):
     return triangular, largest
 
 
+def _bytes(rows):
+    """Contiguous rows as uint8 [n, bytes of a row]."""
+    return rows.reshape(len(rows), -1).view(np.uint8) if rows.size else np.empty((len(rows), 0), np.uint8)
+
+
 class NativeBackend(ArrayBackend):
     """NumPy arrays; OpenMP over the blocks of a batch (OMP_NUM_THREADS), BLAS with one thread inside each.
 
@@ -43,6 +48,12 @@ class NativeBackend(ArrayBackend):
 
     def softmax_hessian(self, U, p):
         _native.softmax_hessian(U, p)
+
+    def take_rows(self, rows, index):
+        rows = np.ascontiguousarray(rows)
+        result = np.empty((len(index), *rows.shape[1:]), rows.dtype)
+        _native.take_rows(_bytes(rows), _index(index), _bytes(result))
+        return result
 
     def multiply(self, A, X, x_starts, Y, y_starts, transpose=False, alpha=1.0):
         shapes = (_index(A.rows), _index(A.cols), _index(A.offsets))

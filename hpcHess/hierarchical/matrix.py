@@ -49,8 +49,9 @@ class HierarchicalMatrix(CompressedMatrix):
 
     def matmat_rows(self, V):
         """H̃V in parameter rows, [n_local, k] → [n_local, k]; the wider of stored and given precision."""
-        W = np.ascontiguousarray(self.permutation.to_tree(V), np.result_type(self.dtype, V.dtype))
-        return self.permutation.to_parameters(self.backend.to_host(multiply_tree_rows(self, self.backend.asarray(W))))
+        take = self.backend.take_rows
+        W = np.ascontiguousarray(self.permutation.to_tree(V, take), np.result_type(self.dtype, V.dtype))
+        return self.permutation.to_parameters(self.backend.to_host(multiply_tree_rows(self, self.backend.asarray(W))), take)
 
     def diagonal_rows(self):
         """H̃_jj of the own parameter rows, float64: the diagonals of the leaves' own blocks."""

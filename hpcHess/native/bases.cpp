@@ -1,5 +1,6 @@
 // The interpolations P = [I T] of all nodes of a level on stacked rows: rows are gathered and scattered inside a task, node by node.
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "arrays.hpp"
@@ -9,6 +10,7 @@
 namespace {
 
 constexpr double kLeast = 1 << 14;  // entries of a task's nodes together, about
+constexpr std::int64_t kCopied = 1 << 18;  // bytes copied by one task
 
 template <class S, class T>
 struct Bases {
@@ -140,9 +142,35 @@ void define(nb::module_& m) {
         nb::arg("Y").noconvert(), nb::arg("add"));
 }
 
+// to[i] = from[index[i]], rows of bytes
+void take_rows(Array<const std::uint8_t, 2> from, Index index, Array<std::uint8_t, 2> to) {
+  const std::int64_t n = index.shape(0), width = from.shape(1), n_from = from.shape(0), chunk = std::max<std::int64_t>(1, kCopied / (width + 1));
+  if (std::int64_t(to.shape(0)) != n || std::int64_t(to.shape(1)) != width)
+    throw std::invalid_argument("take_rows: the result is not of the right shape");
+  const std::int64_t* rows = index.data();
+  for (std::int64_t i = 0; i < n; ++i)
+    if (rows[i] < 0 || rows[i] >= n_from) throw std::invalid_argument("take_rows: row " + std::to_string(rows[i]) + " does not exist");
+  nb::gil_scoped_release release;
+  const std::uint8_t* source = from.data();
+  std::uint8_t* target = to.data();
+  for_each_task((n + chunk - 1) / chunk, double(n) * double(width + 8), [&](std::int64_t t) {
+    const std::int64_t last = std::min(n, (t + 1) * chunk);
+    for (std::int64_t i = t * chunk; i < last; ++i) {
+      const std::uint8_t* row = source + rows[i] * width;
+      if (width == 4)
+        std::memcpy(target + i * 4, row, 4);
+      else if (width == 8)
+        std::memcpy(target + i * 8, row, 8);
+      else
+        std::memcpy(target + i * width, row, width);
+    }
+  });
+}
+
 }  // namespace
 
 void bind_bases(nb::module_& m) {
+  m.def("take_rows", &take_rows, nb::arg("rows").noconvert(), nb::arg("index").noconvert(), nb::arg("result").noconvert());
   define<float, float>(m);
   define<double, double>(m);
   define<float, double>(m);

@@ -101,7 +101,7 @@ HPCHESS_INLINE void narrow_step(const S* A, std::int64_t lda, std::int64_t ahead
   }
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
-    __builtin_prefetch(A + i * lda + ahead, 0, 2);
+    __builtin_prefetch(A + i * lda + ahead);
     whole ? load(A + i * lda, a) : load(A + i * lda, n, a);
 #pragma GCC unroll 4
     for (int j = 0; j < K; ++j) {

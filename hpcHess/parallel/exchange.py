@@ -78,8 +78,12 @@ def repartition(comm, rows, source_starts, target_starts, xp=np):
     return _alltoall(comm, rows, send, receive, xp)
 
 
+def _take(rows, index):
+    return np.take(rows, index, axis=0)
+
+
 class RowPermutation:
-    """Moves rows between parameter rows and tree rows.
+    """Moves rows between parameter rows and tree rows; `take(rows, index)` of its methods gives host rows[index], by default on one thread.
 
     `permutation` [n_tree] (whole on every rank): tree position → parameter index; parameters outside it are dead and get
     zero rows on the way back.
@@ -98,21 +102,22 @@ class RowPermutation:
         self._send = np.bincount(np.searchsorted(tree_starts, positions, side="right") - 1, minlength=comm.size)
         self._inverse = np.argsort(self._rows) if comm.size == 1 and len(self._rows) == self.n_local else None  # a permutation of own rows
 
-    def to_tree(self, rows):
+    def to_tree(self, rows, take=_take):
         """Parameter rows [n_local, k] → tree rows."""
-        if self.comm.size == 1:  # one pass: `_arrange` changes nothing
-            return rows.take(self._rows, axis=0)
-        arrived = _alltoall(self.comm, rows[self._rows], self._send, self._receive)
+        departing = take(rows, self._rows)
+        if self.comm.size == 1:  # nothing to arrange
+            return departing
+        arrived = _alltoall(self.comm, departing, self._send, self._receive)
         result = np.empty_like(arrived)
         result[self._arrange] = arrived
         return result
 
-    def to_parameters(self, rows):
+    def to_parameters(self, rows, take=_take):
         """Tree rows → parameter rows [n_local, k], zero where a parameter is dead."""
         if self._inverse is not None:
-            return rows.take(self._inverse, axis=0)
+            return take(rows, self._inverse)
         result = np.zeros((self.n_local, *rows.shape[1:]), rows.dtype)
-        result[self._rows] = rows if self.comm.size == 1 else _alltoall(self.comm, rows[self._arrange], self._receive, self._send)
+        result[self._rows] = rows if self.comm.size == 1 else _alltoall(self.comm, take(rows, self._arrange), self._receive, self._send)
         return result
 
 

@@ -155,3 +155,14 @@ def test_symmetric_pairs_with_a_node_without_rows(name):
     X, Y = np.ones((5, 1)), np.zeros((5, 1))
     hb.get(name).multiply_symmetric(B, X, np.array([0, 3, 3]), np.array([0, 3, 3]), Y)
     assert Y.ravel().tolist() == [0, 0, 0, 2, 2]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(40, 1), (40, 3), (5000, 64), (7, 0)])
+def test_rows_are_taken(name, dtype, shape):
+    rng = np.random.default_rng(6)
+    rows, index = rng.standard_normal(shape).astype(dtype), rng.integers(0, shape[0], 2 * shape[0])
+    found = hb.get(name).take_rows(np.asfortranarray(rows), index)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, rows[index])

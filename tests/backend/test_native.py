@@ -97,6 +97,8 @@ def test_arguments_that_would_leave_the_arrays_are_refused():
             native.multiply_symmetric(A, np.zeros((4, 2)), row_at, col_at, Y)
     with pytest.raises(ValueError, match="square"):
         native.multiply_symmetric(A, np.zeros((8, 2)), [0], [0], np.zeros((8, 2)))
+    with pytest.raises(ValueError, match="does not exist"):
+        native.take_rows(X, [3])
     J, R = np.arange(4), np.arange(4, 7)
     with pytest.raises(ValueError, match="outside the columns"):
         native.compress_rows(A, J, R + 1, np.zeros((7, 2)))
