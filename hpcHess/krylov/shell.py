@@ -17,7 +17,8 @@ def petsc_mat(A, shift=0.0, columns=1):
     MatGetDiagonal works where A has `diagonal() -> [N]`. It may compute in any precision, PETSc's vectors are float64.
 
     A Vec has n_local·k numbers on a rank, a row-major [n_local, k] block: one product of the Mat is one product of A with k
-    vectors. The spectrum is A's, so are the bounds of Krylov methods.
+    vectors. The spectrum is A's, so are the bounds of Krylov methods. Its vectors lie on the device where A computes there and PETSc was
+    built for it (`device_vectors`); A's products take host rows, which PETSc then copies.
     """
     PETSc = petsc(A.comm)
     n_local = local_rows(A)
@@ -26,7 +27,15 @@ def petsc_mat(A, shift=0.0, columns=1):
     mat = PETSc.Mat().createPython((size, size), _ShiftedOperator(A, shift, columns), comm=A.comm)
     mat.setOption(PETSc.Mat.Option.SYMMETRIC, True)
     mat.setUp()
+    if device_vectors(PETSc, A):
+        mat.setVecType(PETSc.Vec.Type.CUDA)
     return mat
+
+
+def device_vectors(PETSc, A):
+    """Whether A's vectors are CUDA ones in PETSc: A computes on such a device, and PETSc's configuration has CUDA. The same on every rank."""
+    backend = getattr(A, "backend", None)
+    return getattr(backend, "name", None) == "cupy" and bool(PETSc.Sys.hasExternalPackage("cuda"))
 
 
 def local_rows(A):

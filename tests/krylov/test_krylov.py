@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("petsc4py")
 
 from hpcHess.krylov.library import pairs, petsc
 from hpcHess.krylov.preconditioner import petsc_pc
-from hpcHess.krylov.shell import petsc_mat
+from hpcHess.krylov.shell import device_vectors, petsc_mat
 from hpcHess.krylov.solve import column_norms, solve
 from hpcHess.parallel.ownership import row_starts
 from hpcHess.runtime.errors import HpcHessWarning, InputError
@@ -347,3 +348,25 @@ def test_ranks_may_start_petsc_at_different_times(tmp_path):
     command = ["timeout", "-k", "5", "30", "mpiexec", "-n", "3", sys.executable, str(script)]
     run = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_vectors_lie_where_the_matrix_computes(comm, monkeypatch):
+    """On the device if and only if both the matrix and PETSc are there; PETSc's configuration is asked, here a stand-in's."""
+    PETSc = petsc(comm)
+    for name, has_cuda, expected in (("cupy", True, True), ("cupy", False, False), ("native", True, False), (None, True, False)):
+        asked = []
+        fake = SimpleNamespace(Sys=SimpleNamespace(hasExternalPackage=lambda package: asked.append(package) or has_cuda))  # noqa: B023
+        A = SimpleNamespace() if name is None else SimpleNamespace(backend=SimpleNamespace(name=name))
+        assert device_vectors(fake, A) is expected and asked in ([], ["cuda"])
+    A = Dense(np.diag(np.arange(1.0, 13)))
+    assert petsc_mat(A).getVecType() in ("standard", "seq", "mpi")
+    if not PETSc.Sys.hasExternalPackage("cuda"):
+        A.backend = SimpleNamespace(name="cupy")  # without CUDA in PETSc its vectors stay on the host, and products work
+        mat = petsc_mat(A)
+        x, y = mat.createVecs()
+        x.set(1.0)
+        mat.mult(x, y)
+        assert x.getType() in ("seq", "mpi") and np.isclose(y.sum(), 78)
+    else:
+        A.backend = SimpleNamespace(name="cupy")
+        assert petsc_mat(A).createVecRight().getType().endswith("cuda")
