@@ -10,6 +10,7 @@ from hpcHess.backend.blocks import Blocks
 from hpcHess.backend.cuda_source import OPTIONS, source
 from hpcHess.backend.elimination import GROWTH, Elimination, assemble, eliminate_block
 from hpcHess.backend.interpolate import Interpolation
+from hpcHess.backend.pivoted import DIRECT, PANEL
 from hpcHess.parallel.device import cuda_aware
 from hpcHess.parallel.exchange import ranges
 from hpcHess.parallel.ownership import starts_of
@@ -23,6 +24,19 @@ NULL = None
 
 def _index(a):
     return np.ascontiguousarray(a, np.int64)
+
+
+def _merged(xp, parts, sizes, found):
+    """The interpolation of pieces of which number i is the next one of found[parts[i]]."""
+    each = np.zeros(len(parts), np.int64)
+    for part in range(len(found)):
+        each[parts == part] = np.arange(np.count_nonzero(parts == part))
+    starts = [starts_of(sizes[parts == part]) for part in range(len(found))]
+    pieces = list(zip(parts, each, strict=True))
+    ranks, residual, saturated = (np.array([getattr(found[p], name)[i] for p, i in pieces]) for name in ("ranks", "residual", "saturated"))
+    order = np.concatenate([found[p].order[starts[p][i] : starts[p][i + 1]] for p, i in pieces])
+    T = xp.concatenate([found[p].T[i].reshape(-1) for p, i in pieces])
+    return Interpolation(ranks, order, Blocks.shaped(T, ranks, sizes - ranks), residual, saturated)
 
 
 class CupyBackend(ArrayBackend):
@@ -185,11 +199,28 @@ class CupyBackend(ArrayBackend):
         self._launch("place", name, (len(used), chunks), source.data, *tables, target.data, bool(transpose))
 
     def interpolate(self, R, starts, tolerance, max_rank=None, samples=None):
-        xp, starts = self.xp, _index(starts)
-        k, sizes = R.shape[1], np.diff(starts)
+        """Greedy pivots of small pieces by one CUDA block each, the pivots of sketches of large ones by products, one piece after another."""
+        starts, k = _index(starts), R.shape[1]
+        sizes = np.diff(starts)
         tolerance = np.ascontiguousarray(np.broadcast_to(np.asarray(tolerance, float), sizes.shape))
         samples = np.ascontiguousarray(np.full(sizes.shape, k) if samples is None else samples, float)
-        limits = np.minimum(np.minimum(sizes, k if max_rank is None else min(k, int(max_rank))), samples.astype(np.int64))
+        limits = np.minimum(np.minimum(sizes, k if max_rank is None else min(k, int(max_rank))), samples).astype(np.int64)
+        large = np.flatnonzero((np.minimum(sizes, k) > DIRECT) & (limits > PANEL // 2))
+        if not len(large):
+            return self._greedy(R, starts, tolerance, limits, samples)
+        parts, found = np.zeros(len(sizes), np.int64), []
+        parts[large] = 1
+        for part, which in enumerate((np.flatnonzero(parts == 0), large)):
+            rows, at = R[self.asarray(ranges(starts[which], sizes[which]))], starts_of(sizes[which])
+            if part:
+                found.append(super().interpolate(rows, at, tolerance[which], max_rank, samples[which]))
+            else:
+                found.append(self._greedy(rows, at, tolerance[which], limits[which], samples[which]))
+        return _merged(self.xp, parts, sizes, found)
+
+    def _greedy(self, R, starts, tolerance, limits, samples):
+        """The interpolation of all pieces by greedy pivots."""
+        xp, k, sizes = self.xp, R.shape[1], np.diff(starts)
         factors, at = xp.array(R, order="C"), xp.asarray(starts)
         order, squares = xp.zeros(len(R), np.int64), xp.empty(len(R))
         ranks, residual = xp.zeros(len(sizes), np.int64), xp.zeros(len(sizes))
@@ -250,5 +281,5 @@ class CupyBackend(ArrayBackend):
         _, (place, layer_starts, addresses, *sides, tasks) = self._tables(place, f.layer_starts, addresses, *sides, tasks)
         numbers = (f.n, rank, len(f.C), 0 if f.stored is None else f.stored.shape[0], int(f.separable))
         arrays = (f.X, f.slopes, f.stored, f.M, f.gram, f.output, f.rest, f.roots)
-        grid = (len(tasks) // 6,)
-        self._launch("entries", f"gram_entries_{H.dtype}_{kind}", grid, *arrays, place, layer_starts, addresses, *numbers, *sides, tasks, float(scale), H.data)
+        arrays += (place, layer_starts, addresses, *numbers, *sides, tasks)
+        self._launch("entries", f"gram_entries_{H.dtype}_{kind}", (len(tasks) // 6,), *arrays, float(scale), H.data)

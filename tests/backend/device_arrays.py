@@ -12,7 +12,10 @@ from hpcHess.backend import ArrayBackend
 
 
 ATTRIBUTES = {"shape", "dtype", "size", "ndim", "T", "nbytes", "flags", "strides"}
-METHODS = set("all any argmax argmin argsort astype copy cumsum diagonal dot fill max mean min prod ravel repeat reshape sum swapaxes take trace transpose".split())
+METHODS = set(
+    ("all any argmax argmin argsort astype copy cumsum diagonal dot fill max mean min prod ravel repeat "
+     "reshape sum swapaxes take trace transpose").split()
+)
 
 
 class DeviceArray:

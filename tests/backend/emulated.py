@@ -15,6 +15,7 @@ import numpy as np
 HEADER = Path(__file__).with_name("emulation.hpp")
 FOLDER = Path(__file__).parents[2] / "build" / "emulated"
 TYPES = {"float": np.dtype(np.float32), "double": np.dtype(np.float64), "i64": np.dtype(np.int64), "longlong": np.dtype(np.int64)}
+NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", np.dtype(np.int64): "i64"}
 SIGNATURE = re.compile(r'extern\s+"C"\s+void\s+(\w+)\s*\(([^)]*)\)')
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fcf-protection=none", "-w"]
 
@@ -50,7 +51,7 @@ class Module:
         launchers = []
         for name, given in self.kernels.items():
             values = ", ".join(
-                f"*({'const ' * (not writes)}{kind.name.replace('float32', 'float').replace('float64', 'double').replace('int64', 'i64')}{'*' * pointer}*)arguments[{i}]"
+                f"*({'const ' * (not writes)}{NAMES[kind]}{'*' * pointer}*)arguments[{i}]"
                 for i, (kind, pointer, writes) in enumerate(given)
             )
             launchers.append(

@@ -1,7 +1,8 @@
 // CUDA's execution model on one host thread, enough for hpcHess/backend/cuda: put before a source, g++ compiles it.
 //
-// The threads of a CUDA block are fibers that give way at barriers alone. `emulate` runs a grid block by block, the threads of a block in
-// ascending or descending order between barriers: results of a kernel that lacks a __syncthreads differ between the two.
+// The threads of a CUDA block are fibers that give way at barriers alone. `emulate` runs a grid block by block, the threads
+// of a block in ascending or descending order between barriers: results of a kernel that lacks a __syncthreads differ between
+// the two.
 #include <setjmp.h>
 #include <ucontext.h>
 

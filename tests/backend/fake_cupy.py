@@ -16,10 +16,11 @@ from tests.backend.emulated import module, no_compiler
 
 # what the program may use of CuPy 13: every name was looked up there, with the arguments used here
 NAMES = set(
-    "abs add all any arange argmax argmin argsort array asarray ascontiguousarray broadcast_to clip concatenate copysign cumsum diag diagonal divide "
-    "dot dtype einsum empty empty_like exp expand_dims eye float32 float64 full greater int32 int64 isfinite isnan linalg log matmul max min "
-    "maximum mean minimum moveaxis multiply ndarray newaxis nonzero ones ones_like outer pi prod repeat reshape sign sqrt square stack subtract sum "
-    "swapaxes take take_along_axis tanh tensordot tile trace transpose tril triu vstack where zeros zeros_like bool_ inf nan power negative searchsorted sort".split()
+    "abs add all any arange argmax argmin argsort array asarray ascontiguousarray bool_ broadcast_to clip concatenate copysign cumsum diag "
+    "diagonal divide dot dtype einsum empty empty_like exp expand_dims eye float32 float64 full greater inf int32 int64 isfinite isnan "
+    "linalg log matmul max maximum mean min minimum moveaxis multiply nan ndarray negative newaxis nonzero ones ones_like outer pi power prod "
+    "repeat reshape searchsorted sign sort sqrt square stack subtract sum swapaxes take take_along_axis tanh tensordot tile trace transpose "
+    "tril triu vstack where zeros zeros_like".split()
 )
 LINALG = {"cholesky", "eigh", "eigvalsh", "inv", "norm", "qr", "slogdet", "solve", "svd"}
 

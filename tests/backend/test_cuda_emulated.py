@@ -6,6 +6,7 @@ from mpi4py import MPI
 
 import hpcHess.backend as hb
 from hpcHess.backend.entries import GramFactors, Sides
+from hpcHess.backend.pivoted import DIRECT
 from tests.backend import emulated
 from tests.backend.fake_cupy import DEVICES, install
 from tests.backend.oracles import random_blocks, starts_of
@@ -74,7 +75,8 @@ def test_mapped_rows(cupy):
         expected[y_rows[:4]] += A[0].astype(float) @ X[x_rows[:9]]
         expected[y_rows[4:]] += A[1].astype(float) @ X[x_rows[9:]]
         Y = backend.asarray(Y)
-        backend.multiply_mapped(on(backend, A), backend.asarray(X), np.array([0, 9]), backend.asarray(x_rows), Y, np.array([0, 4]), backend.asarray(y_rows))
+        at = (np.array([0, 9]), backend.asarray(x_rows), Y, np.array([0, 4]), backend.asarray(y_rows))
+        backend.multiply_mapped(on(backend, A), backend.asarray(X), *at)
         np.testing.assert_allclose(backend.to_host(Y), expected, atol=1e-12)
 
 
@@ -144,6 +146,19 @@ def test_interpolation(cupy, dtype, max_rank):
         hb.get("cupy").interpolate(hb.get("cupy").asarray(R), starts, tolerance)
 
 
+def test_interpolation_of_small_and_large_pieces(cupy):
+    """Large pieces are factored in blocks, small ones greedily, as by the other backends."""
+    rng, sizes, k = np.random.default_rng(8), [DIRECT + 30, 20, 0, DIRECT + 20], DIRECT + 10
+    starts = starts_of(sizes)
+    R = rng.standard_normal((starts[-1], 60)) * 0.8 ** np.arange(60) @ rng.standard_normal((60, k))
+    found, expected = (b.interpolate(b.asarray(R), starts, np.array([1e-2, 1e-3, 1.0, 1e-4])) for b in (hb.get("cupy"), hb.get("numpy")))
+    for field in ("ranks", "order", "saturated"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+    np.testing.assert_allclose(found.residual, expected.residual, rtol=1e-7)
+    np.testing.assert_allclose(hb.get("cupy").to_host(found.T.data), expected.T.data, atol=1e-9)
+    assert found.ranks[0] > 16 and found.ranks[1] > 0
+
+
 @pytest.mark.parametrize("delay", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_elimination(cupy, delay, dtype):
@@ -190,7 +205,8 @@ def test_entries(cupy, kind, types):
         order = np.concatenate([at[b] + np.argsort(neuron[at[b] : at[b + 1]], kind="stable") for b in range(3)])
         sides.append(Sides(neuron[order], row[order], order - np.repeat(at[:-1], sizes), at))
     for backend in (hb.get("cupy"), hb.get("numpy")):
-        put = lambda each: backend.asarray(each.astype(types[1])) if isinstance(each, np.ndarray) and each.dtype == float else each  # noqa: E731, B023
+        float_array = lambda each: isinstance(each, np.ndarray) and each.dtype == float  # noqa: E731
+        put = lambda each: backend.asarray(each.astype(types[1])) if float_array(each) else each  # noqa: E731, B023
         factors = GramFactors(**{key: [put(C) for C in value] if key == "C" else put(value) for key, value in given.items()})
         H = hb.Blocks.shaped(lambda size: backend.xp.zeros(size, types[0]), np.diff(sides[0].starts), np.diff(sides[1].starts))  # noqa: B023
         backend.gram_entries(factors, *sides, 1 / n, H)

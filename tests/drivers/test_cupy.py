@@ -1,4 +1,7 @@
-"""The drivers with `--backend cupy`, on a stand-in for CuPy that runs its kernels on the host, and on a device where there is one: every format, from the job to the solution."""
+"""The drivers with `--backend cupy`, on a stand-in for CuPy that runs its kernels on the host, and on a device where there is one.
+
+Every format goes from the job to the solution.
+"""
 
 import json
 
@@ -21,7 +24,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", DEVICES)
-@pytest.mark.parametrize("name, more", KINDS, ids=lambda given: given if isinstance(given, str) else "-".join(word.partition("=")[2] for word in given))
+@pytest.mark.parametrize("name, more", KINDS, ids=lambda it: it if isinstance(it, str) else "-".join(word.partition("=")[2] for word in it))
 def test_from_the_job_to_the_solution(comm, shared_tmp, monkeypatch, name, more, kind):
     job = on_root(lambda: write_job(shared_tmp, rtol=1e-2, widths=(6, 5, 3), n=16))
     options = [word for each in (f"compress.format={name}", "compress.leaf_size=12", *more) for word in ("--set", each)]

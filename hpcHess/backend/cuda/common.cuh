@@ -1,5 +1,5 @@
-// What all kernels share; put before each source. NVRTC, nvcc and (with tests/backend/emulation.hpp) a host compiler read the same text.
-// Integers are 64 bits wide, reals that are not entries are double: no argument depends on the platform.
+// What all kernels share; put before each source. NVRTC, nvcc and (with tests/backend/emulation.hpp) a host compiler read the
+// same text. Integers are 64 bits wide, reals that are not entries are double: no argument depends on the platform.
 typedef long long i64;
 
 constexpr int kThreads = 256;  // of every CUDA block, 8 warps

@@ -1,6 +1,7 @@
 // Interpolative elimination of definite blocks, one CUDA block a matrix, in float64: see backend/elimination.py.
 //
-// Row-major. log_abs is NaN where X_RR is not positive definite or D̂ would outgrow max|A| by `growth`: the caller treats such blocks.
+// Row-major. log_abs is NaN where X_RR is not positive definite or D̂ would outgrow max|A| by `growth`: the caller treats
+// such blocks.
 
 constexpr int kPanel = 16;
 
@@ -54,7 +55,8 @@ __device__ void inverse_transposed(const double* L, i64 r, i64 c, double* W) {
   __syncthreads();
 }
 
-// X_JR and X_RR in place of D_JR and D_RR; `half` [s, r] is workspace. Z = D_JR − ½D_JJ T: X_RR = D_RR − TᵀZ − ZᵀT, X_JR = Z − ½D_JJ T
+// X_JR and X_RR in place of D_JR and D_RR; `half` [s, r] is workspace. Z = D_JR − ½D_JJ T: X_RR = D_RR − TᵀZ − ZᵀT, X_JR = Z
+// − ½D_JJ T
 template <class S>
 __device__ void decouple(double* D, const S* T, i64 s, i64 r, double* half) {
   const i64 c = s + r;
@@ -78,7 +80,8 @@ __device__ void decouple(double* D, const S* T, i64 s, i64 r, double* half) {
   __syncthreads();
 }
 
-// Blocks [s + r]² of A at a_at, order at c_at, T [s, r] and K at t_at, W [r, r] at w_at, schur [s, s] at s_at; D as A is workspace
+// Blocks [s + r]² of A at a_at, order at c_at, T [s, r] and K at t_at, W [r, r] at w_at, schur [s, s] at s_at; D as A is
+// workspace
 template <class S>
 __device__ void eliminate_definite(const double* A, const i64* orders, const S* all_T, const i64* kept, const i64* eliminated,
                                    const i64* c_at, const i64* a_at, const i64* t_at, const i64* w_at, const i64* s_at, double* all_D,

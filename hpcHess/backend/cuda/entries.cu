@@ -1,8 +1,9 @@
 // Entries of Gram-type matrices, a batch of blocks at once: see backend/entries.py for the formulas.
 //
-// A task is a tile of at most 32 × 32 entries: (block, first and end row, first and end column in the flat sides, the block's offset and columns
-// in H). Its inputs of 32 samples lie in shared memory; for every neuron of the rows κ with the columns' neurons is made once, a warp a
-// pair with its lanes along the samples. Sums over 32 samples are in the samples' type, sums of those in float64.
+// A task is a tile of at most 32 × 32 entries: (block, first and end row, first and end column in the flat sides, the block's
+// offset and columns in H). Its inputs of 32 samples lie in shared memory; for every neuron of the rows κ with the columns'
+// neurons is made once, a warp a pair with its lanes along the samples. Sums over 32 samples are in the samples' type, sums
+// of those in float64.
 
 constexpr int kSide = 32;
 
@@ -99,14 +100,14 @@ __device__ void gram_entries(const Factors<T>& f, const i64* neuron_I, const i64
   }
 }
 
-#define KERNELS(S, s, T, t)                                                                                                         \
-  extern "C" __global__ void __launch_bounds__(256) gram_entries_##s##_##t(                                                         \
-      const T* X, const T* slopes, const T* stored, const T* M, const T* gram, const T* output, const T* rest, const T* roots,      \
-      const i64* place, const i64* layer_starts, const i64* C, i64 n, i64 rank, i64 layers, i64 n_stored, i64 separable,            \
-      const i64* neuron_I, const i64* row_I, const i64* place_I, const i64* neuron_J, const i64* row_J, const i64* place_J,         \
-      const i64* tasks, double scale, S* H) {                                                                                       \
+#define KERNELS(S, s, T, t)                                                                                                     \
+  extern "C" __global__ void __launch_bounds__(256) gram_entries_##s##_##t(                                                     \
+      const T* X, const T* slopes, const T* stored, const T* M, const T* gram, const T* output, const T* rest, const T* roots,  \
+      const i64* place, const i64* layer_starts, const i64* C, i64 n, i64 rank, i64 layers, i64 n_stored, i64 separable,        \
+      const i64* neuron_I, const i64* row_I, const i64* place_I, const i64* neuron_J, const i64* row_J, const i64* place_J,     \
+      const i64* tasks, double scale, S* H) {                                                                                   \
     const Factors<T> f{X, slopes, stored, M, gram, output, rest, roots, place, layer_starts, C, n, rank, layers, n_stored, separable}; \
-    gram_entries<S, T>(f, neuron_I, row_I, place_I, neuron_J, row_J, place_J, tasks, scale, H);                                     \
+    gram_entries<S, T>(f, neuron_I, row_I, place_I, neuron_J, row_J, place_J, tasks, scale, H);                                 \
   }
 
 KERNELS(float, float32, float, float32)

@@ -1,7 +1,8 @@
-// Column-pivoted Householder QR (Businger & Golub 1965) of S_i = R_iᵀ to a tolerance, one CUDA block a matrix: see backend/interpolate.py.
+// Column-pivoted Householder QR (Businger & Golub 1965) of S_i = R_iᵀ to a tolerance, one CUDA block a matrix: see
+// backend/interpolate.py.
 //
-// A column of S is a row of R, contiguous, a warp at a time; norms of what is left are computed afresh in float64 in the pass that
-// applies a reflection, so nothing is downdated.
+// A column of S is a row of R, contiguous, a warp at a time; norms of what is left are computed afresh in float64 in the pass
+// that applies a reflection, so nothing is downdated.
 
 __device__ inline double corrected_tail(double tail, i64 r, i64 m, i64 k, double n) {
   if (r == m) return 0;
@@ -133,15 +134,15 @@ __device__ void interpolation(const T* all, const i64* starts, i64 k, const i64*
   }
 }
 
-#define KERNELS(T, t)                                                                                                              \
-  extern "C" __global__ void __launch_bounds__(256) pivoted_qr_##t(                                                                \
-      T* R, const i64* starts, i64 k, const double* tolerances, const i64* limits, const double* samples, i64* orders,             \
-      double* squares, i64* ranks, double* residuals) {                                                                            \
-    pivoted_qr<T>(R, starts, k, tolerances, limits, samples, orders, squares, ranks, residuals);                                   \
-  }                                                                                                                                \
-  extern "C" __global__ void __launch_bounds__(256) interpolation_##t(                                                             \
-      const T* R, const i64* starts, i64 k, const i64* orders, const i64* ranks, const i64* offsets, T* result) {                  \
-    interpolation<T>(R, starts, k, orders, ranks, offsets, result);                                                                \
+#define KERNELS(T, t)                                                                                                           \
+  extern "C" __global__ void __launch_bounds__(256) pivoted_qr_##t(                                                             \
+      T* R, const i64* starts, i64 k, const double* tolerances, const i64* limits, const double* samples, i64* orders,          \
+      double* squares, i64* ranks, double* residuals) {                                                                         \
+    pivoted_qr<T>(R, starts, k, tolerances, limits, samples, orders, squares, ranks, residuals);                                \
+  }                                                                                                                             \
+  extern "C" __global__ void __launch_bounds__(256) interpolation_##t(                                                          \
+      const T* R, const i64* starts, i64 k, const i64* orders, const i64* ranks, const i64* offsets, T* result) {               \
+    interpolation<T>(R, starts, k, orders, ranks, offsets, result);                                                             \
   }
 
 KERNELS(float, float32)

@@ -1,8 +1,9 @@
 // Y[y_starts[i] :] += alpha op(A_i) X[x_starts[i] :] over a ragged batch, row-major, without atomics.
 //
-// A task is a range of at most 64 rows of Y with all blocks that write there, members[tasks[t][0]] … members[tasks[t][1] − 1] in block
-// order (backend/cuda_plan.py): one CUDA block owns the rows, so sums do not depend on the schedule. Where x_rows (y_rows) is not
-// null, row p of X (of Y) is x_rows[p] (y_rows[p]). Entries of the stored type S are converted to the vectors' type T as they are read.
+// A task is a range of at most 64 rows of Y with all blocks that write there, members[tasks[t][0]] … members[tasks[t][1] − 1]
+// in block order (backend/cuda_plan.py): one CUDA block owns the rows, so sums do not depend on the schedule. Where x_rows
+// (y_rows) is not null, row p of X (of Y) is x_rows[p] (y_rows[p]). Entries of the stored type S are converted to the
+// vectors' type T as they are read.
 
 constexpr int kTile = 64, kDepth = 16, kNarrow = 8;
 

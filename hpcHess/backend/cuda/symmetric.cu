@@ -1,7 +1,7 @@
 // Both products of symmetric pairs, B_i X[col_at[i] :] and B_iᵀ X[row_at[i] :], with every block read once, for k ≤ 4 columns.
 //
-// A task is (block, first row, last row, row of the workspace for B X, row for its share of BᵀX or −1): at most 64 rows of a block. Shares are
-// summed by add_rows in a fixed order, so there are no atomics.
+// A task is (block, first row, last row, row of the workspace for B X, row for its share of BᵀX or −1): at most 64 rows of a
+// block. Shares are summed by add_rows in a fixed order, so there are no atomics.
 
 constexpr int kFew = 4, kRows = 64;
 
@@ -61,11 +61,11 @@ __device__ void add_rows(const T* W, const i64* rows, const i64* starts, const i
   Y[rows[i] * k + c] += alpha * sum;
 }
 
-#define KERNELS(S, s, T, t)                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(256) symmetric_parts_##s##_##t(                                                   \
-      const S* A, const i64* cols, const i64* offsets, const i64* row_at, const i64* col_at, const i64* tasks, const T* X, T* W, \
-      i64 k) {                                                                                                                   \
-    symmetric_parts<S, T>(A, cols, offsets, row_at, col_at, tasks, X, W, k);                                                     \
+#define KERNELS(S, s, T, t)                                                                                                     \
+  extern "C" __global__ void __launch_bounds__(256) symmetric_parts_##s##_##t(                                                  \
+      const S* A, const i64* cols, const i64* offsets, const i64* row_at, const i64* col_at, const i64* tasks, const T* X, T* W,\
+      i64 k) {                                                                                                                  \
+    symmetric_parts<S, T>(A, cols, offsets, row_at, col_at, tasks, X, W, k);                                                    \
   }
 #define ADD_ROWS(T, t)                                                                                                          \
   extern "C" __global__ void __launch_bounds__(256) add_rows_##t(const T* W, const i64* rows, const i64* starts,               \
