@@ -182,7 +182,7 @@ class CaseRun:
         """R of a level's own nodes [Σ columns, k], as `skeleton.skeletonize` makes it from finished levels below."""
         matrix, backend = self.matrix, self.matrix.backend
         sketch = Sketch(self.operator, matrix.tree.permutation, matrix.leaf_rows, matrix.report["seed"])
-        omega, Y = (backend.asarray(each) for each in sketch.extend(k))
+        omega, Y = (backend.asarray(each) for each in sketch.fresh(k, "sketch"))
         R = backend.xp.array(Y, order="C")
         matrix.near.multiply(backend, omega, R, alpha=-1.0)
         for at in range(matrix.tree.depth, number, -1):

@@ -2,6 +2,8 @@
 
 import math
 
+from hpcHess.parallel.memory import block_bytes
+
 TEMPORARY_BYTES = 1 << 28  # of all temporaries of one product or probe together, its result aside
 KEPT_BYTES = 1 << 26  # of buffers kept for the next product, whose pages are there: fresh ones took a third of small networks' time
 SAMPLES = 1024  # of one sweep: the inner dimension of the gradients' products
@@ -17,7 +19,7 @@ def blocking(fixed, per_sample, n_samples, k, itemsize):
     n_blocks = math.ceil(n_samples / SAMPLES)
     while True:
         samples = math.ceil(n_samples / n_blocks)
-        width = TEMPORARY_BYTES // itemsize // (fixed + per_sample * samples)
+        width = block_bytes(TEMPORARY_BYTES, 8) // itemsize // (fixed + per_sample * samples)
         if width >= min(_FEW[0], k) or samples <= _FEW[1]:
             width = max(1, min(k, width, COLUMNS))
             return math.ceil(k / math.ceil(k / width)), n_blocks

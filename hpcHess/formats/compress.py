@@ -15,6 +15,7 @@ from hpcHess.formats.planner import check_memory, explained, facts_of, plan
 from hpcHess.formats.registry import FORMATS, format_of
 from hpcHess.formats.structured import compress_structured
 from hpcHess.parallel.agree import tell
+from hpcHess.parallel.memory import at_most
 from hpcHess.runtime.errors import InputError
 from hpcHess.runtime.schema import OBJECTIVES, ONLY, STRUCTURED, WORKLOADS
 from hpcHess.runtime.progress import Silent
@@ -51,8 +52,9 @@ def compress(
     structured  of hss and fmm: low-rank or kronecker-sum, taken out before the tree; auto: where that stores less, by trial; `structured_size`
                 eigenpairs or terms of a layer pair (0: the default of `formats.structured`)
     objective   of auto: time (compression + rhs_count × (apply or solve, by `workload`)) or storage
-    memory      bytes that all ranks may hold together; 0: what their hosts have free. What is predicted not to fit is refused before it starts; without
-                `memory`, formats whose size takes a prediction (hss, fmm, low-rank, kronecker-sum) by name are not predicted first
+    memory      bytes that all ranks may take together, beyond the program and its data (about 0.3 GB a rank); 0: what their hosts have free. Blocks of
+                products and the sketch are made to fit; where ranks are cut for it, a warning says so. What is predicted not to fit is refused before it
+                starts; without `memory`, formats whose size takes a prediction (hss, fmm, low-rank, kronecker-sum) by name are not predicted first
     options     the other keys of [compress] (docs/JOBS.md); those of other formats have no effect. With auto, a network's distance = "parameter" (the
                 default) gives way to "neuron"
 
@@ -80,19 +82,20 @@ def compress(
     if format == AUTO and options.get("distance", "parameter") == "parameter" and hasattr(operator, "neuron_groups"):
         options["distance"] = "neuron"  # the default order is rarely the cheapest tree of a network
     facts = planned = None
-    if format == AUTO or memory or FORMATS[format].cheap:
-        with progress.phase("plan"):
-            facts = facts_of(operator, left, dtype, rhs_count, workload, memory, options, seed)
-            planned = plan(facts, objective) if format == AUTO else check_memory(format, facts)
-    if format == AUTO:
-        matrix = _smallest(planned, facts, operator, left, common, options)
-    elif structured != "none" and format in ("hss", "fmm"):
-        matrix = compress_structured(format_of(format), structured, structured_size, operator, left, common, _given(format, options))
-    else:
-        matrix = _made(format, planned, operator, left, common, options)
-    if getattr(operator, "quadrature", None) is not None:
-        with progress.phase("certificate of all samples"):
-            _certify_both(matrix, operator, rtol, probes, seed)
+    with at_most(operator.comm, memory):
+        if format == AUTO or memory or FORMATS[format].cheap:
+            with progress.phase("plan"):
+                facts = facts_of(operator, left, dtype, rhs_count, workload, memory, options, seed)
+                planned = plan(facts, objective) if format == AUTO else check_memory(format, facts)
+        if format == AUTO:
+            matrix = _smallest(planned, facts, operator, left, common, options)
+        elif structured != "none" and format in ("hss", "fmm"):
+            matrix = compress_structured(format_of(format), structured, structured_size, operator, left, common, _given(format, options))
+        else:
+            matrix = _made(format, planned, operator, left, common, options)
+        if getattr(operator, "quadrature", None) is not None:
+            with progress.phase("certificate of all samples"):
+                _certify_both(matrix, operator, rtol, probes, seed)
     _check_finite(matrix)
     return RegularizedMatrix(matrix, l2) if l2 else matrix
 

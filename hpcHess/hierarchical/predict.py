@@ -65,7 +65,7 @@ def _predicted(facts, distance, tree, rounds, spread):
     columns = max(2.0 * tree.leaf_sizes.max(initial=1), 2.5 * entries / max(1, facts.n_alive))
     return Prediction(
         entries=entries,
-        memory=entries * facts.itemsize * 2 + 6.0 * operator.dtype.itemsize * facts.n_params * columns,
+        memory=entries * facts.itemsize * 2 + 2.5 * operator.dtype.itemsize * facts.n_params * columns,
         compress=columns * facts.product_seconds + facts.seconds_of(_PASSES * 16.0 * columns * entries),
         apply=facts.seconds_of_vector(entries),
         solve=facts.seconds_of(8.0 * entries, 16.0 * entries / 64),

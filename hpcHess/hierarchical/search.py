@@ -8,6 +8,7 @@ from hpcHess.hierarchical.error import estimate_error
 from hpcHess.hierarchical.matrix import HierarchicalMatrix
 from hpcHess.hierarchical.storage_count import count_storage
 from hpcHess.hierarchical.tolerance import ATTEMPTS, Budget
+from hpcHess.parallel.memory import check_room
 from hpcHess.parallel.ownership import node_starts
 from hpcHess.runtime.errors import InputError
 from hpcHess.skeleton.levels import PairBlocks
@@ -33,9 +34,17 @@ def first_samples(sampling, operator, tree, neighbours, leaf_size, seed, progres
         return RowSamples(sketch, leaf_size, seed, lists)
     samples = ProductSamples(sketch) if sampling == "products" else SketchSamples(sketch)
     columns = samples.first_columns(tree, leaf_size)
+    check_room(comm, _first_bytes(sketch, tree, columns), f"{columns} products of {operator.shape[0]:,} parameters and the leaves' own blocks")
     with progress.phase("sketch", columns) as steps:
         sketch.extend(columns, steps.advance)
     return samples
+
+
+def _first_bytes(sketch, tree, columns):
+    """Bytes that a rank needs at least: the first columns of the sketch, the leaves' own blocks in the type of the products."""
+    itemsize, owned = sketch.operator.dtype.itemsize, node_starts(tree.depth, tree.depth, sketch.operator.comm.size)
+    sizes = tree.leaf_sizes[slice(*owned[sketch.operator.comm.rank :][:2])]
+    return int(sketch.row_bytes * len(sketch.rows) * columns) + itemsize * int((sizes**2).sum())
 
 
 def prepared(operator, tree, near, samples, kernels, dtype, progress):
@@ -62,8 +71,8 @@ class Search:
         self.norm, self.attempts, sketch = norm, 0, skeletonizer.samples.sketch
         with progress.phase("exact probes"):
             self.probes = sketch.fresh(n_probes, "search")
-        Y = sketch.Y if sketch.n_columns else self.probes[1]
-        own = _norm(skeletonizer.comm, Y, skeletonizer.dtype)
+        squares = sketch.squares if sketch.n_columns else float(np.sum(np.square(self.probes[1], dtype=np.float64)))
+        own = _norm(skeletonizer, squares, sketch.n_columns or n_probes)
         self.budget = Budget(rtol, own if norm is None else norm.value, far_fields(skeletonizer.far))
 
     def certified(self):
@@ -119,12 +128,12 @@ class Attempt:
         return not self.met, self.storage["storage_entries"] if self.met else self.high
 
 
-def _norm(comm, Y, dtype):
-    """‖H‖_F from a sketch of alive parameters, E‖Hω‖² = ‖H‖_F². InputError where the products' or the stored type cannot hold its entries."""
-    norm = float(np.sqrt(comm.allreduce(float(np.sum(np.square(Y, dtype=np.float64)))) / max(1, Y.shape[1])))
-    narrow = min(np.finfo(Y.dtype), np.finfo(dtype), key=lambda each: each.max)
+def _norm(made, squares, columns):
+    """‖H‖_F from ‖HΩ‖_F² of the own rows, E‖Hω‖² = ‖H‖_F². InputError where the products' or the stored type cannot hold its entries."""
+    norm = float(np.sqrt(made.comm.allreduce(squares) / columns))
+    narrow = min(np.finfo(made.operator.dtype), np.finfo(made.dtype), key=lambda each: each.max)
     if not norm < narrow.max:
         raise InputError(f"the curvature's entries are too large: {TOO_LARGE}")
-    if comm.allreduce(Y.size) and norm < narrow.tiny / narrow.eps:
+    if made.tree.n and norm < narrow.tiny / narrow.eps:
         raise InputError(f"the matrix is too small for {narrow.dtype} (‖H‖_F ≈ {norm:.1e}): scale it, or set compress.dtype to float64")
     return norm

@@ -9,6 +9,7 @@ void bind_eliminate(nanobind::module_&);
 void bind_sweep(nanobind::module_&);
 void bind_solve(nanobind::module_&);
 void bind_entries(nanobind::module_&);
+void bind_normal(nanobind::module_&);
 
 NB_MODULE(_native, m) {
   bind_multiply(m);
@@ -19,4 +20,5 @@ NB_MODULE(_native, m) {
   bind_sweep(m);
   bind_solve(m);
   bind_entries(m);
+  bind_normal(m);
 }

@@ -4,7 +4,10 @@ import zlib
 
 import numpy as np
 
+from hpcHess.parallel.threads import in_turn
+
 _CHUNK = 1 << 16
+_TURNED = 32  # columns of a chunk that are drawn before they are stored
 
 
 def gaussian_rows(seed, stream, lo, hi, columns, dtype=np.float32):
@@ -22,15 +25,23 @@ def uniform_rows(seed, stream, lo, hi, columns):
 
 
 def _rows(draw, seed, stream, lo, hi, columns, dtype):
-    result = np.empty((len(columns), hi - lo), dtype)
+    """[hi − lo, k], row-major: a chunk at a time by column, turned while it is in the cache; the chunks on the threads of the rank."""
+    result = np.empty((hi - lo, len(columns)), dtype)
     key = np.array([seed, zlib.crc32(stream.encode())], np.uint64)
-    for chunk in range(lo // _CHUNK, -(-hi // _CHUNK)):
+
+    def fill(chunk):
         first = chunk * _CHUNK
         a, b = max(lo, first), min(hi, first + _CHUNK)
-        for at, column in enumerate(columns):
-            bits = np.random.Philox(key=key, counter=np.array([0, chunk, column, 0], np.uint64))
-            result[at, a - lo : b - lo] = draw(np.random.Generator(bits), b - first)[a - first :]
-    return result.T
+        for at in range(0, len(columns), _TURNED):
+            part = columns[at : at + _TURNED]
+            drawn = np.empty((len(part), b - a), dtype)
+            for row, column in zip(drawn, part, strict=True):
+                bits = np.random.Philox(key=key, counter=np.array([0, chunk, column, 0], np.uint64))
+                row[:] = draw(np.random.Generator(bits), b - first)[a - first :]
+            result[a - lo : b - lo, at : at + len(part)] = drawn.T
+
+    in_turn(range(lo // _CHUNK, -(-hi // _CHUNK)), fill)
+    return result
 
 
 def scramble(indices, seed):

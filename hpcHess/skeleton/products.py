@@ -30,7 +30,7 @@ class ProductSamples:
 
     def __init__(self, sketch):
         self.sketch, self.bound, single = sketch, None, sketch.operator.dtype.itemsize < 8
-        sketch.row_bytes = 6 * 8 + 2 * sketch.operator.dtype.itemsize * single  # Ω and Y in float32 stay beside those in float64
+        sketch.row_bytes = 6 * 8 + sketch.operator.dtype.itemsize * single  # Y in float32 stays beside that in float64
 
     @staticmethod
     def first_columns(tree, leaf_size):
@@ -42,7 +42,7 @@ class ProductSamples:
         self.build, self.R, self.D = build, None, [None] * (build.tree.depth + 1)
         most = self.sketch.n_columns + self.sketch.affordable()  # where memory ends: ranks r for whose parents 3r + SPARE columns are enough
         self.bound = max(1, (most - SPARE) // 3) if most < build.tree.n + SPARE else None
-        self.omega, self.Y = self._wide(self.sketch.omega), self._wide(self.sketch.Y)
+        self.omega, self.Y = (self._wide(rows) for rows in zip(*self.sketch.omegas(), strict=True))
 
     def at(self, level, index):
         """Y (I − QQᵀ) of the own nodes, as triangular factors [Σ c, max c]; p − c samples a node. Collective."""
@@ -96,8 +96,8 @@ class ProductSamples:
         build.near = near = PairBlocks(comm, near_self(depth), build.near.owned, build.tree.leaf_sizes)
         near.set(self._blocks(A, near.rows).data.astype(build.dtype))
 
-    def _wide(self, rows):
-        return self.build.backend.asarray(np.ascontiguousarray(rows, np.float64))
+    def _wide(self, pieces):
+        return self.build.backend.asarray(np.concatenate(pieces, axis=1, dtype=np.float64))
 
     def _enough_for(self, level):
         """2c columns for the nodes of a level, whose `columns` c are known everywhere, or at least c. InputError where memory ends before."""
@@ -111,7 +111,9 @@ class ProductSamples:
         more = min(wanted - p, self.sketch.affordable())
         if more < min(SPARE, wanted - p):
             return False
-        omega, Y = (self._wide(rows) for rows in self.sketch.extend(more))
+        before = len(self.sketch.pieces)
+        self.sketch.extend(more)
+        omega, Y = (self._wide(rows) for rows in zip(*self.sketch.omegas(slice(before, None)), strict=True))
         for number in range(self.build.tree.depth, level.level, -1):
             above = self.build.levels[number - 1] or level
             omega, Y = self._parents(self.build.levels[number], above, omega, Y)

@@ -210,15 +210,15 @@ def test_passes_that_only_deepen_the_samples_are_attempts(comm, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_memory_of_a_further_column(comm, dtype, monkeypatch):
-    """Products are kept in their own precision and, six times, in float64."""
+    """Of a sketch two and a half numbers a row; products are kept in their own precision and, six times, in float64."""
     operator, share = BlackBox(matrix_named("kernel"), comm, dtype), 1 << 22
     sketch = Sketch(operator, np.arange(N), row_starts(N, comm.size), 0)
     monkeypatch.setattr(memory, "fair_share", lambda _: share + (3 * PRODUCT_BYTES) * 5 // 4)
     most = lambda row_bytes: 0.8 * share / (row_bytes * -(-N // comm.size))  # noqa: E731
     SketchSamples(sketch)
-    assert 0.9 * most(6 * operator.dtype.itemsize) < sketch.affordable() <= 1.01 * most(6 * operator.dtype.itemsize)
+    assert 0.9 * most(2.5 * operator.dtype.itemsize) < sketch.affordable() <= 1.01 * most(2.5 * operator.dtype.itemsize)
     ProductSamples(sketch)
-    assert 0.9 * most(48 + 8 * (dtype == np.float32)) < sketch.affordable() <= 1.01 * most(48 + 8 * (dtype == np.float32))
+    assert 0.9 * most(48 + 4 * (dtype == np.float32)) < sketch.affordable() <= 1.01 * most(48 + 4 * (dtype == np.float32))
 
 
 def test_a_remainder_that_is_unknown_is_not_zero(comm, monkeypatch):
