@@ -71,5 +71,6 @@ CASES = {
         Case("mnist", "784-20-30-10 on 1,000 images of MNIST (jobs/mnist.toml)", file="mnist.toml"),
         Case("adult", "108-30-20-2 on 2,000 rows of the census data", text=ADULT),
         Case("autoencoder", "784-77-784 on 1,000 images of MNIST, squared error: N = 121,597, minutes", text=AUTOENCODER),
+        Case("mlp1m", "784-1000-200-10 on 1,000 images of MNIST (jobs/mlp1m.toml): N = 987,210, minutes", file="mlp1m.toml"),
     )
 }

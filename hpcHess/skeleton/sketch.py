@@ -17,6 +17,7 @@ from hpcHess.skeleton.levels import to_parents
 
 TOO_LARGE = "scale the network, the matrix or the data, or set dtype to float64"
 SPARE = 16  # columns beyond the rows of a node
+OVERSAMPLED = 16  # columns a rank, of a pass that knows ranks: fits to so many samples overestimate their tails little
 PIECE = 144  # columns that are carried up together
 PRODUCT_BYTES = 1 << 27  # of one N × k block; up to three live at once: Ω, HΩ, HΩ in tree order (and the operator's own)
 
@@ -119,7 +120,7 @@ class SketchSamples:
     by_entries = True
 
     def __init__(self, sketch):
-        self.sketch, self.bound, self.near, self.remainders = sketch, None, None, 0
+        self.sketch, self.bound, self.near, self.remainders, self.enough = sketch, None, None, 0, {}
 
     @staticmethod
     def first_columns(tree, leaf_size):
@@ -137,7 +138,7 @@ class SketchSamples:
 
     def at(self, level, index):
         """R [Σ c, k]; k samples a node, enough for any node of this level if there are so many."""
-        wanted, parts = int(level.columns.max(initial=0)) + SPARE, []
+        wanted, parts = max(int(level.columns.max(initial=0)) + SPARE, self.enough.get(level.level, 0)), []
         for R in self.sketch.pieces if self.images is None else [R for _, R in self.images]:
             parts.append(self.build.backend.asarray(R)[:, : max(0, wanted)])
             wanted -= R.shape[1]
@@ -177,6 +178,7 @@ class SketchSamples:
 
     def climb(self, level, above):
         """R and Ω of the parents."""
+        self.enough[level.level] = int(OVERSAMPLED * np.sum(level.ranks**2) / max(1, np.sum(level.ranks)))
         self.images = self._parents(level, above, self.sketch.omegas() if self.images is None else self.images)
 
     def finish(self):
