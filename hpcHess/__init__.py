@@ -8,6 +8,11 @@ Names are imported at first use, so that `python -m hpcHess.<driver>` starts MPI
 """
 
 import importlib
+import os
+
+# Idle OpenMP threads soon sleep: by default they spin for 20 ms, in which the threads of BLAS want the cores (docs/PERFORMANCE.md)
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 

@@ -25,7 +25,8 @@ def _inspect(W):
 
 def _bytes(rows):
     """Contiguous rows as uint8 [n, bytes of a row]."""
-    return rows.reshape(len(rows), -1).view(np.uint8) if rows.size else np.empty((len(rows), 0), np.uint8)
+    width = int(np.prod(rows.shape[1:])) * rows.itemsize
+    return rows.reshape(len(rows), -1).view(np.uint8) if rows.size else np.empty((len(rows), width), np.uint8)
 
 
 class NativeBackend(ArrayBackend):

@@ -68,8 +68,8 @@ class Products:
 
         def outputs(block, columns):
             rows = (first + block.start) * d, (first + block.stop) * d
-            xi = gaussian_rows(seed, "probe", *rows, range(columns.start, columns.stop), self.dtype).T
-            U = self.backend.asarray(np.ascontiguousarray(xi)).reshape(len(xi), -1, d).transpose(0, 2, 1)
+            xi = self.backend.asarray(gaussian_rows(seed, "probe", *rows, range(columns.start, columns.stop), self.dtype))
+            U = xi.reshape(-1, d, xi.shape[1]).transpose(2, 1, 0)
             self.loss.apply_root(U, None if self.output is None else self.output[:, block], self.xp)
             return U
 

@@ -7,7 +7,7 @@ import numpy as np
 from hpcHess.parallel.threads import in_turn
 
 _CHUNK = 1 << 16
-_TURNED = 32  # columns of a chunk that are drawn before they are stored
+_TURNED = 8  # columns of a chunk that are drawn before they are stored
 
 
 def gaussian_rows(seed, stream, lo, hi, columns, dtype=np.float32):
