@@ -18,6 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcHess.parallel.exchange import ranges
+from hpcHess.parallel.ownership import starts_of
+
 PIECE = 1 << 17  # numbers in one [|J|, samples] temporary
 
 
@@ -107,6 +110,16 @@ class Sides:
         """(neuron, row, place) of one block."""
         rows = slice(int(self.starts[b]), int(self.starts[b + 1]))
         return self.neuron[rows], self.row[rows], self.place[rows]
+
+    def equals(self, other):
+        """Whether these are the same rows in the same order."""
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("starts", "neuron", "row", "place"))
+
+    def chosen(self, blocks):
+        """The sides of the blocks with these numbers."""
+        counts = np.diff(self.starts)[blocks]
+        rows = ranges(self.starts[:-1][blocks], counts)
+        return Sides(self.neuron[rows], self.row[rows], self.place[rows], starts_of(counts))
 
     def some(self, first, end):
         """The sides of some blocks."""

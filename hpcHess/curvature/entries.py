@@ -6,6 +6,7 @@
       H_IJ = ⟨M e_p, M e_p'⟩ ∘ (1/n) A_I A_Jᵀ,   A_I = (g_ip x_iq) [|I|, n]:  one matrix product a block.
 * Else for every pair of neurons p of I and p' of J:  H_{I_p, J_p'} = (1/n) (X_{I_p} ∘ κ(p, p')) X_{J_p'}ᵀ: #p·#p'·n·r operations for κ, none where
   it is stored, and |I||J|·n in place of the |I||J|·n·d of the Jacobian's Gram matrix.
+* Where many diagonal blocks have the same neurons and few inputs each, and κ is not stored: one matrix product for all of them (`neuron_grids`).
 
 Here parameters become pairs (p, q), sorted by neuron and input block by block; a backend evaluates a whole batch in one call (`backend.entries`).
 """
@@ -14,6 +15,7 @@ import numpy as np
 
 from hpcHess.backend.blocks import Blocks
 from hpcHess.backend.entries import GramFactors, Sides
+from hpcHess.curvature.neuron_grids import Grids, add_group
 from hpcHess.runtime.errors import InputError
 
 
@@ -88,10 +90,25 @@ class Entries:
 
     def _evaluated(self, I, J):
         """Host `Blocks` of two `Sides`."""
-        xp, dtype = self.backend.xp, self.samples.dtype
+        xp, dtype, scale = self.backend.xp, self.samples.dtype, 1 / self.samples.n
         H = Blocks.shaped(lambda size: xp.empty(size, dtype), np.diff(I.starts), np.diff(J.starts))
-        self.backend.gram_entries(self._factors, I, J, 1 / self.samples.n, H)
+        rest = self._grids(I, J, scale, H)
+        if rest is None:
+            self.backend.gram_entries(self._factors, I, J, scale, H)
+        elif len(rest):
+            same, I = I is J, I.chosen(rest)
+            self.backend.gram_entries(self._factors, I, I if same else J.chosen(rest), scale, H.part(rest))
         return Blocks(self.backend.to_host(H.data), H.rows, H.cols, H.offsets)
+
+    def _grids(self, I, J, scale, H):
+        """Evaluates the diagonal blocks that share neurons (`neuron_grids`), where κ is not stored; the other blocks' numbers, or None: all."""
+        factors = self._factors
+        if factors.stored is not None or factors.separable < factors.layer_starts[-1] or not (I is J or I.equals(J)):
+            return None
+        grids = Grids(I, factors.layer_starts, self.samples.rank)
+        for neurons, blocks in grids.groups:
+            add_group(self.backend, factors, I, neurons, blocks, scale, H)
+        return grids.rest if grids.groups else None
 
     def close(self):
         """Let go of the samples' arrays and free the kernel's. Collective."""
