@@ -9,7 +9,7 @@
 #include "tasks.hpp"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
-#define HPCHESS_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define HPCHESS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define HPCHESS_CLONES
 #endif
