@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "arrays.hpp"
 #include "dots.hpp"
@@ -328,10 +329,17 @@ void gram_entries(Array<const T, 2> X, Array<const T, 2> slopes, Array<const T, 
   evaluate(f, I, J, same.data(), std::int64_t(same.size()), scale, H.data(), offsets.data());
 }
 
+template <class T, class R, std::size_t... i>
+void define(nb::module_& m, std::index_sequence<i...>) {
+  m.def("gram_entries", &gram_entries<T, R>, (void(i), nb::arg().noconvert())...);
+}
+
 }  // namespace
 
 void bind_entries(nb::module_& m) {
-  m.def("gram_entries", &gram_entries<float, float>);
-  m.def("gram_entries", &gram_entries<float, double>);
-  m.def("gram_entries", &gram_entries<double, double>);
+  const std::make_index_sequence<23> arguments;
+  define<float, float>(m, arguments);
+  define<float, double>(m, arguments);
+  define<double, double>(m, arguments);
+  define<double, float>(m, arguments);
 }

@@ -27,6 +27,9 @@ constexpr int kSketch = 40;         // rows of the sketch
 constexpr int kDirect = 160;        // pieces with no more columns (or samples) are factored greedily
 constexpr std::int64_t kChunk = 256;  // columns of one gemm; fixed, so that results do not depend on the number of threads
 
+template <class T>
+constexpr double kNothing = sizeof(T) == 4 ? 0x1p-200 : 0.0;  // a tail² (entries are below 1) with pivots whose inverses would overflow: nothing
+
 // what one thread keeps from piece to piece
 template <class T>
 struct Room {
@@ -81,7 +84,7 @@ class PivotedQR {
   double corrected(double tail_squared, int r) const {
     if (r == m_) return 0;
     if (r >= n_) return std::numeric_limits<double>::infinity();
-    return tail_squared == 0 ? 0 : double(scale_) * std::sqrt(tail_squared / k_) / (1 - r / n_);
+    return tail_squared <= kNothing<T> ? 0 : double(scale_) * std::sqrt(tail_squared / k_) / (1 - r / n_);
   }
 
   void direct() {

@@ -180,3 +180,14 @@ def test_blocks_on_a_device():
     assert found.ranks[0] == expected.ranks[0] > 32
     np.testing.assert_array_equal(found.order, expected.order)
     np.testing.assert_allclose(device.to_host(found.T.data), expected.T.data, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("shape", [(9, 150), (M, K)])
+def test_rows_down_to_the_smallest_numbers(name, shape):
+    """Pivots whose inverses are beyond float32 are nothing: T stays finite and bounded, and the remainder is rounding."""
+    piece = (np.random.default_rng(4).standard_normal(shape) * 10.0 ** -np.linspace(0, 60, shape[0])[:, None]).astype(np.float32)
+    found = hb.get(name).interpolate(piece, [0, shape[0]], 0.0, samples=np.full(1, np.inf))
+    r, order, T = found.ranks[0], found.order, found.T[0].astype(float)
+    assert 0 < r < shape[0] and np.isfinite(T).all() and np.abs(T).max() < 10
+    assert np.linalg.norm(piece[order[r:]] - T.T @ piece[order[:r]].astype(float)) <= 1e-7 * np.linalg.norm(piece)

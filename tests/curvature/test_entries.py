@@ -8,6 +8,7 @@ from mpi4py import MPI
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch's automatic differentiation")
 
+import hpcHess.backend as hb  # noqa: E402
 from hpcHess.curvature import kernel  # noqa: E402
 from hpcHess.curvature.fisher import EmpiricalFisher  # noqa: E402
 from hpcHess.curvature.gauss_newton import GaussNewton  # noqa: E402
@@ -104,3 +105,18 @@ def test_temporaries_do_not_grow_with_entries_times_samples(backend):
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert used <= 12 << 20
+
+
+def test_native_results_of_another_type_or_layout_are_not_lost():
+    """Sums of float64 factors are float64's whatever H is stored in; an H that would be written by way of a copy is refused."""
+    pytest.importorskip("hpcHess._native")
+    operator = wide([20, 5, 4], "cross-entropy", 50, "native", MPI.COMM_SELF)
+    entries, some = operator._entries, operator.alive[:30]
+    sides, expected = entries._sides(*entries.locate(some), np.array([0, 30])), operator.entries(some, some)
+    H = hb.Blocks.shaped(lambda size: np.zeros(size, np.float32), [30], [30])
+    entries.backend.gram_entries(entries._factors, sides, sides, 1 / 50, H)
+    np.testing.assert_array_equal(H[0], expected.astype(np.float32))
+    H.data = np.zeros(1800)[::2]
+    with pytest.raises(TypeError):
+        entries.backend.gram_entries(entries._factors, sides, sides, 1 / 50, H)
+    assert not H.data.any()
