@@ -64,6 +64,14 @@ class ArrayBackend:
         U -= xp.sum(U * p[:, None], axis=0, keepdims=True)
         U *= p[:, None]
 
+    def empty(self, shape, dtype):
+        """An array for a large result."""
+        return self.xp.empty(shape, dtype)
+
+    def zeros(self, shape, dtype):
+        """The same of zeros."""
+        return self.xp.zeros(shape, dtype)
+
     def take_rows(self, rows, index):
         """rows[index] of host arrays, index int64 [n]."""
         return np.take(rows, index, axis=0)
@@ -90,6 +98,13 @@ class ArrayBackend:
         off = np.flatnonzero(row_at != col_at)
         self.multiply(B, X, col_at, Y, row_at, alpha=alpha)
         self.multiply(B if len(off) == len(B) else B.part(off), X, row_at[off], Y, col_at[off], transpose=True, alpha=alpha)
+
+    def multiply_at(self, D, rows, X, Y):
+        """Y[rows of i] = D_i X[rows of i] for square blocks, `rows` int64 [Σ d] of the backend one block after another, none of them twice; in place."""
+        starts, x = starts_of(D.rows)[:-1], X[rows]
+        y = self.xp.zeros_like(x)
+        self.multiply_symmetric(D, x, starts, starts, y)
+        Y[rows] = y
 
     def compress_rows(self, T, skeleton_rows, redundant_rows, rows):
         """P = [I T] of every node on stacked columns: [Σ c, k] → [Σ s, k], w̃_i = w_J + T_i w_R, in the type of `rows`.
@@ -137,13 +152,13 @@ class ArrayBackend:
         """The same of blocks given by their parts: `backend.assembly.Assembly`."""
         return self.eliminate(A.whole(self), order, T, delay)
 
-    def forward(self, elimination, B, starts):
+    def forward(self, elimination, B, starts, rows=None):
         """The forward sweep of a solve through one level: see `backend.elimination.Elimination.forward`."""
-        return forward(elimination, B, starts)
+        return forward(elimination, B, starts, rows)
 
-    def backward(self, elimination, x_kept, state):
+    def backward(self, elimination, x_kept, state, rows=None, into=None):
         """The backward sweep: see `backend.elimination.Elimination.backward`."""
-        return backward(elimination, x_kept, state)
+        return backward(elimination, x_kept, state, rows, into)
 
     def smallest(self, W, inspected=None):
         """min 1 / ‖W_i e_j‖² over all columns of all blocks, inf for none; `inspected`: see `backend.elimination.Elimination`."""

@@ -49,13 +49,11 @@ class Elimination:
         self.kept = s + self.delayed
         self.starts, self.kept_starts = starts_of(s + r), starts_of(self.kept)
         self._r_starts, self._a_starts = starts_of(r), starts_of(self.W.cols)
-        # rows of J and of R inside the stacked rows, and of J inside the stacked kept rows
+        # of the rows in order: which are of J; where those lie inside the stacked kept rows
         local = np.arange(self.starts[-1]) - np.repeat(self.starts[:-1], s + r)
-        in_skeleton = local < np.repeat(s, s + r)
+        in_skeleton = self._in_skeleton = local < np.repeat(s, s + r)
         owner = np.repeat(np.arange(len(s)), s + r)
-        self._J, self._J_owner = self.order[in_skeleton], owner[in_skeleton]
-        self._R, self._R_owner = self.order[~in_skeleton], owner[~in_skeleton]
-        self._J_kept = self.kept_starts[self._J_owner] + local[in_skeleton]
+        self._J_kept = self.kept_starts[owner[in_skeleton]] + local[in_skeleton]
 
     def smallest(self):
         """About the smallest |eigenvalue| of what was eliminated, over all blocks: min 1 / ‖W e_j‖² ≥ min |λ| (inf for nothing).
@@ -68,20 +66,24 @@ class Elimination:
         """Largest number of rows eliminated at once."""
         return int(self.W.rows.max(initial=0))
 
-    def forward(self, B, starts=None):
-        """Eliminate in B, stacked rows [Σ c, k] (block i at row starts[i]; default one after another).
+    def rows(self, starts=None):
+        """Where the rows of all blocks lie, each block's in its `order`, int64 [Σ c]: block i at row starts[i], default one after another."""
+        return np.repeat((self.starts if starts is None else np.asarray(starts))[: len(self.kept)], np.diff(self.starts)) + self.order
+
+    def forward(self, B, starts=None, rows=None):
+        """Eliminate in B, stacked rows [Σ c, k] (block i at row starts[i]; default one after another), or [n, k] with theirs at `rows` (as of `rows()`).
 
         Returns (B_kept, state): b_R' = b_R − Tᵀb_J, z = Wᵀb_R', b_J' = b_J − K σ z, b_δ = Vᵀb_R' in the rows
         [Σ kept, k], block i at kept_starts[i]; the state is z.
         """
-        return self.backend.forward(self, B, self.starts if starts is None else np.asarray(starts, np.int64))
+        return self.backend.forward(self, B, self.starts if starts is None else np.asarray(starts, np.int64), rows)
 
-    def backward(self, x_kept, state):
-        """The stacked rows [Σ c, k] of the solution, in the order the blocks had before permuting, from its kept rows.
+    def backward(self, x_kept, state, rows=None, into=None):
+        """The stacked rows [Σ c, k] of the solution, in the order the blocks had before permuting, from its kept rows; or `into` [n, k], in place, at `rows`.
 
         x_R = W σ (z − Kᵀx_J') + V x_δ, x_J = x_J' − T x_R.
         """
-        return self.backend.backward(self, x_kept, state)
+        return self.backend.backward(self, x_kept, state, rows, into)
 
     def arrays(self):
         """Everything but `schur` as flat host arrays, for a file."""
@@ -110,13 +112,14 @@ class Elimination:
         )
 
 
-def forward(e, B, starts):
+def forward(e, B, starts, rows=None):
     """`Elimination.forward` in products of the backend, a level at a time."""
+    rows = e.rows(starts) if rows is None else rows
     xp, multiply = e.backend.xp, e.backend.multiply
     k, kept_starts, r_starts, a_starts = B.shape[1], e.kept_starts, e._r_starts, e._a_starts
     B_kept = xp.zeros((int(kept_starts[-1]), k))
-    B_kept[xp.asarray(e._J_kept)] = B[xp.asarray(starts[e._J_owner] + e._J)]
-    B_R = B[xp.asarray(starts[e._R_owner] + e._R)].astype(np.float64, copy=False)
+    B_kept[xp.asarray(e._J_kept)] = B[xp.asarray(rows[e._in_skeleton])]
+    B_R = B[xp.asarray(rows[~e._in_skeleton])].astype(np.float64, copy=False)
     multiply(e.T, B_kept, kept_starts, B_R, r_starts, transpose=True, alpha=-1.0)
     z = xp.zeros((int(a_starts[-1]), k))
     multiply(e.W, B_R, r_starts, z, a_starts, transpose=True)
@@ -126,8 +129,9 @@ def forward(e, B, starts):
     return B_kept, z
 
 
-def backward(e, x_kept, state):
+def backward(e, x_kept, state, rows=None, into=None):
     """`Elimination.backward` in products of the backend, a level at a time."""
+    rows = e.rows() if rows is None else rows
     xp, multiply = e.backend.xp, e.backend.multiply
     k, kept_starts, r_starts, a_starts = x_kept.shape[1], e.kept_starts, e._r_starts, e._a_starts
     x_kept = xp.array(x_kept, dtype=np.float64, order="C")
@@ -138,9 +142,9 @@ def backward(e, x_kept, state):
     multiply(e.W, z, a_starts, x_R, r_starts)
     multiply(e.V, x_kept, kept_starts[:-1] + e.T.rows, x_R, r_starts)
     multiply(e.T, x_R, r_starts, x_kept, kept_starts, alpha=-1.0)
-    X = xp.empty((int(e.starts[-1]), k))
-    X[xp.asarray(e.starts[e._J_owner] + e._J)] = x_kept[xp.asarray(e._J_kept)]
-    X[xp.asarray(e.starts[e._R_owner] + e._R)] = x_R
+    X = xp.empty((int(e.starts[-1]), k)) if into is None else into
+    X[xp.asarray(rows[e._in_skeleton])] = x_kept[xp.asarray(e._J_kept)]
+    X[xp.asarray(rows[~e._in_skeleton])] = x_R
     return X
 
 

@@ -11,6 +11,8 @@ from hpcHess.backend.interpolate import Interpolation
 from hpcHess.backend.pivoted import sketch_signs
 from hpcHess.parallel.ownership import starts_of
 
+KEPT = 1 << 17  # bytes from which the memory of results is kept: below, the C library does
+
 
 def _index(a):
     return np.ascontiguousarray(a, np.int64)
@@ -21,6 +23,12 @@ def _inspect(W):
     triangular, largest = np.empty(len(W), np.uint8), np.empty(len(W))
     _native.inspect(W.data, W.rows, W.cols, triangular, largest)
     return triangular, largest
+
+
+def _empty(shape, dtype=np.float64):
+    """np.empty; the memory of large arrays is kept for the next ones when they are gone (`native/memory.cpp`)."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return np.empty(shape, dtype) if size < KEPT else _native.empty(size).view(dtype).reshape(shape)
 
 
 def _bytes(rows):
@@ -38,6 +46,14 @@ class NativeBackend(ArrayBackend):
     def __init__(self):
         super().__init__("native", np)
 
+    def empty(self, shape, dtype):
+        return _empty(shape, dtype)
+
+    def zeros(self, shape, dtype):
+        result = _empty(shape, dtype)
+        result.fill(0)
+        return result
+
     def add_product(self, A, B, C):
         _native.add_product(A, B, C)
 
@@ -52,7 +68,7 @@ class NativeBackend(ArrayBackend):
 
     def take_rows(self, rows, index):
         rows = np.ascontiguousarray(rows)
-        result = np.empty((len(index), *rows.shape[1:]), rows.dtype)
+        result = _empty((len(index), *rows.shape[1:]), rows.dtype)
         _native.take_rows(_bytes(rows), _index(index), _bytes(result))
         return result
 
@@ -65,14 +81,17 @@ class NativeBackend(ArrayBackend):
         shapes = (_index(B.rows), _index(B.cols), _index(B.offsets))
         _native.multiply_symmetric(B.data, *shapes, np.ascontiguousarray(X), _index(row_at), _index(col_at), Y, float(alpha))
 
+    def multiply_at(self, D, rows, X, Y):
+        _native.multiply_at(D.data, _index(D.rows), rows, np.ascontiguousarray(X), Y)
+
     def compress_rows(self, T, skeleton_rows, redundant_rows, rows):
-        result = np.empty((len(skeleton_rows), rows.shape[1]), rows.dtype)
+        result = _empty((len(skeleton_rows), rows.shape[1]), rows.dtype)
         _native.compress_rows(T.data, T.rows, T.cols, T.offsets, skeleton_rows, redundant_rows, np.ascontiguousarray(rows), result)
         return result
 
     def expand_rows(self, T, skeleton_rows, redundant_rows, rows, into=None):
         add, rows = into is not None, np.ascontiguousarray(rows)
-        result = into if add else np.empty((len(skeleton_rows) + len(redundant_rows), rows.shape[1]), rows.dtype)
+        result = into if add else _empty((len(skeleton_rows) + len(redundant_rows), rows.shape[1]), rows.dtype)
         _native.expand_rows(T.data, T.rows, T.cols, T.offsets, skeleton_rows, redundant_rows, rows, result, add)
         return result
 
@@ -123,23 +142,24 @@ class NativeBackend(ArrayBackend):
             parts[i] = eliminate_block(np, D, T[i].astype(np.float64, copy=False), delay)
         return assemble(self, order, T, parts)
 
-    def forward(self, elimination, B, starts):
+    def forward(self, elimination, B, starts, rows=None):
         e, B = elimination, np.ascontiguousarray(B, np.float64)
-        B_kept, z = np.empty((int(e.kept_starts[-1]), B.shape[1])), np.empty((len(e.sign), B.shape[1]))
-        _native.solve_forward(B, _index(starts), *self._level(e), B_kept, z)
+        B_kept, z = _empty((int(e.kept_starts[-1]), B.shape[1])), _empty((len(e.sign), B.shape[1]))
+        _native.solve_forward(B, *self._level(e, starts, rows), B_kept, z)
         return B_kept, z
 
-    def backward(self, elimination, x_kept, state):
-        e = elimination
-        X = np.empty((int(e.starts[-1]), x_kept.shape[1]))
-        _native.solve_backward(np.ascontiguousarray(x_kept, np.float64), np.ascontiguousarray(state, np.float64), *self._level(e), X)
+    def backward(self, elimination, x_kept, state, rows=None, into=None):
+        e, given = elimination, [np.ascontiguousarray(each, np.float64) for each in (x_kept, state)]
+        X = _empty((int(e.starts[-1]), x_kept.shape[1])) if into is None else into
+        _native.solve_backward(*given, *self._level(e, e.starts, rows), X)
         return X
 
-    def _level(self, e):
-        """A level's factors as the two sweeps take them."""
+    def _level(self, e, starts, rows):
+        """A level's factors as the two sweeps take them, its rows at starts + order or at `rows`."""
         if e.inspected is None:
             e.inspected = _inspect(e.W)
-        return e.order, e.T.rows, e.T.cols, e.delayed, e.T.data, e.W.data, e.K.data, e.V.data, e.sign, e.inspected[0]
+        starts, order = (_index(starts), e.order) if rows is None else (np.zeros(len(e.kept), np.int64), rows)
+        return starts, order, e.T.rows, e.T.cols, e.delayed, e.T.data, e.W.data, e.K.data, e.V.data, e.sign, e.inspected[0]
 
     def smallest(self, W, inspected=None):
         largest = (inspected or _inspect(W))[1].max(initial=0)

@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 from hpcHess.backend.assembly import Assembly
 from hpcHess.backend.blocks import Blocks
+from hpcHess.backend.elimination import Elimination
 from hpcHess.compressed.damping import check_damping
 from hpcHess.compressed.factors import PROBES, ROUNDS, DirectFactors
 from hpcHess.hierarchical.evaluate import multiply_tree_rows
@@ -34,6 +35,7 @@ class Factors(DirectFactors):
     def __init__(self, matrix, damping, eliminations, kept, backward_error=None):
         self.eliminations, self.kept, self.backend = eliminations, kept, matrix.backend
         comm, depth = matrix.comm, matrix.tree.depth
+        self._leaf_rows = None
         self._root = new_level(comm, 0, depth, None)
         dead = matrix.n_params - matrix.n_alive
         log_abs = comm.allreduce(sum(float(e.log_abs.sum()) for e in eliminations))
@@ -98,16 +100,29 @@ class Factors(DirectFactors):
 
         absolute: with the signs of the eliminated parts dropped, (L|D|Lᵀ)⁻¹B, positive definite (`preconditioner`).
         """
-        matrix = self.matrix
-        X = np.empty(B.shape, np.float64)
+        matrix, X = self.matrix, None
         for a in range(0, B.shape[1], SOLVE_COLUMNS):
-            part = np.ascontiguousarray(B[:, a : a + SOLVE_COLUMNS], np.float64)
-            tree = self.backend.asarray(matrix.permutation.to_tree(part))
-            solved = matrix.permutation.to_parameters(self.backend.to_host(self._solve_tree_rows(tree, absolute)))
+            solved = self._solve_columns(np.ascontiguousarray(B[:, a : a + SOLVE_COLUMNS], np.float64), absolute)
+            if solved.shape == B.shape:
+                X = solved
+                break
+            X = np.empty(B.shape) if X is None else X
             X[:, a : a + SOLVE_COLUMNS] = solved
+        X = np.empty(B.shape) if X is None else X
         if matrix.n_alive < matrix.n_params:
             self._solve_dead(B, X)
         return X
+
+    def _solve_columns(self, B, absolute):
+        """Of a few right-hand sides: from and to parameter rows by the leaves where they can, else by way of tree rows."""
+        matrix, backend, leaves = self.matrix, self.backend, self.eliminations[-1]
+        if matrix.by_leaves and isinstance(leaves, Elimination):
+            if self._leaf_rows is None:
+                self._leaf_rows = matrix.tree.permutation.astype(np.int64, copy=False)[leaves.rows()]
+            into = (backend.empty if matrix.n_alive == matrix.n_params else backend.zeros)(B.shape, B.dtype)
+            return backend.to_host(self._sweeps(backend.asarray(B), absolute, self._leaf_rows, into))
+        tree = backend.asarray(matrix.permutation.to_tree(B, backend.take_rows))
+        return matrix.permutation.to_parameters(backend.to_host(self._sweeps(tree, absolute)), backend.take_rows)
 
     def append(self, out, prefix=""):
         """Its datasets into `out` (`hierarchical.factor_arrays`); the attributes. Not collective."""
@@ -124,19 +139,21 @@ class Factors(DirectFactors):
         elif self.comm.allreduce(int(np.any(B[dead]))):
             raise InputError("H̃ is singular: dead parameters have zero rows, where the right-hand side is not zero; use a damping > 0")
 
-    def _solve_tree_rows(self, rows, absolute=False):
-        matrix, comm, backend = self.matrix, self.comm, self.backend
-        states = [None] * len(self.eliminations)
-        for number in range(len(self.eliminations) - 1, -1, -1):
-            rows, states[number] = self.eliminations[number].forward(rows)
+    def _sweeps(self, rows, absolute=False, at=None, into=None):
+        """Up and down the levels, in tree rows; or from [N, k] `into` [N, k], in place, the leaves' rows in their order at `at`."""
+        matrix, comm, backend, last = self.matrix, self.comm, self.backend, len(self.eliminations) - 1
+        states, there = [None] * (last + 1), {} if at is None else {"rows": at}
+        for number in range(last, -1, -1):
+            rows, states[number] = self.eliminations[number].forward(rows, **there if number == last else {})
             if absolute:  # σWᵀb → Wᵀb: |X_RR| between the two triangular sweeps
                 states[number] = self.eliminations[number].sign[:, None] * states[number]
             if number:
                 rows = to_parents(comm, backend, rows, matrix.levels[number], self._above(number), self.kept[number])
-        for number in range(len(self.eliminations)):
+        for number in range(last + 1):
             if number:
                 rows = to_children(comm, backend, rows, self._above(number), matrix.levels[number], self.kept[number])
-            rows = self.eliminations[number].backward(rows, states[number])
+            rows = self.eliminations[number].backward(rows, states[number], **there | {"into": into} if there and number == last else {})
+            states[number] = None
         return rows
 
     def _above(self, number):
@@ -151,7 +168,7 @@ class Factors(DirectFactors):
         B = np.ascontiguousarray(whole[matrix.tree.permutation[lo:hi]])
         for _ in range(ROUNDS):
             b = backend.asarray(B)
-            x = self._solve_tree_rows(b)
+            x = self._sweeps(b)
             remainder = backend.to_host(b - multiply_tree_rows(matrix, x) - self.damping * x)
             squares = self.comm.allreduce(np.stack([np.square(each).sum(axis=0) for each in (remainder, B)]))
             ratio = np.sqrt(squares[0] / np.where(squares[1] > 0, squares[1], 1))

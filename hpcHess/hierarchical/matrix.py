@@ -3,7 +3,7 @@
 import numpy as np
 
 from hpcHess.compressed.matrix import CompressedMatrix
-from hpcHess.hierarchical.evaluate import multiply_tree_rows
+from hpcHess.hierarchical.evaluate import multiply_parameter_rows, multiply_tree_rows
 from hpcHess.hierarchical.norms import norm_frobenius
 from hpcHess.hierarchical.solvers import DIRECT, direct_solver
 from hpcHess.hierarchical.storage_count import count_storage
@@ -22,6 +22,8 @@ class HierarchicalMatrix(CompressedMatrix):
     def __init__(self, comm, backend, n_params, tree, near, levels, report=None):
         super().__init__(comm, backend, n_params, near.blocks.dtype, report)
         self.tree, self.near, self.levels = tree, near, levels
+        self.leaf_parameters = None  # `evaluate.leaf_rows`
+        self.by_leaves = comm.size == 1 and self.format == "hss"  # leaves own their parameters' rows, here
         self.leaf_rows = tree.leaf_starts[near.owned]  # first tree row of each rank
         self.permutation = RowPermutation(comm, tree.permutation, self.parameter_starts, self.leaf_rows)
 
@@ -49,9 +51,12 @@ class HierarchicalMatrix(CompressedMatrix):
 
     def matmat_rows(self, V):
         """H̃V in parameter rows, [n_local, k] → [n_local, k]; the wider of stored and given precision."""
-        take = self.backend.take_rows
+        backend, take = self.backend, self.backend.take_rows
+        if self.by_leaves:
+            V = np.ascontiguousarray(V, np.result_type(self.dtype, V.dtype))
+            return backend.to_host(multiply_parameter_rows(self, backend.asarray(V)))
         W = np.ascontiguousarray(self.permutation.to_tree(V, take), np.result_type(self.dtype, V.dtype))
-        return self.permutation.to_parameters(self.backend.to_host(multiply_tree_rows(self, self.backend.asarray(W))), take)
+        return self.permutation.to_parameters(backend.to_host(multiply_tree_rows(self, backend.asarray(W))), take)
 
     def diagonal_rows(self):
         """H̃_jj of the own parameter rows, float64: the diagonals of the leaves' own blocks."""

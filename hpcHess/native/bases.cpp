@@ -58,9 +58,24 @@ void for_each_node(const Bases<S, T>& b, std::int64_t n, const Visit& visit) {
   });
 }
 
+constexpr std::int64_t kRowsAhead = 8;       // of rows gathered from anywhere
+constexpr std::size_t kLine = 64, kFetched = 512;  // bytes of a line of the caches; of a row that are fetched ahead at most
+
 template <class T>
 void copy_row(const T* from, int k, T* to) {
   for (int j = 0; j < k; ++j) to[j] = from[j];
+}
+
+// to [n, k] = X[rows]
+template <class T>
+void gather(const T* X, const std::int64_t* rows, std::int64_t n, int k, T* to) {
+  for (std::int64_t j = 0; j < n; ++j) {
+    if (j + kRowsAhead < n) {
+      const char* next = reinterpret_cast<const char*>(X + rows[j + kRowsAhead] * k);
+      for (std::size_t byte = 0; byte < std::min(kFetched, k * sizeof(T)); byte += kLine) __builtin_prefetch(next + byte);
+    }
+    copy_row(X + rows[j] * k, k, to + j * k);
+  }
 }
 template <class T>
 void add_row(const T* from, int k, T* to) {
@@ -72,8 +87,8 @@ template <class S, class T>
 void compress(const Bases<S, T>& b, std::int64_t n, const T* X, T* Y) {
   const int k = b.k;
   for_each_node(b, n, [&](std::int64_t i, std::int64_t s_at, std::int64_t r_at, T* rest) {
-    for (std::int64_t j = 0; j < b.s[i]; ++j) copy_row(X + b.skeleton[s_at + j] * k, k, Y + (s_at + j) * k);
-    for (std::int64_t j = 0; j < b.r[i]; ++j) copy_row(X + b.redundant[r_at + j] * k, k, rest + j * k);
+    gather(X, b.skeleton + s_at, b.s[i], k, Y + s_at * k);
+    gather(X, b.redundant + r_at, b.r[i], k, rest);
     columns::add_product<S, T>(b.data + b.offsets[i], b.r[i], int(b.s[i]), int(b.r[i]), rest, k, T(1), Y + s_at * k);
   });
 }
@@ -87,6 +102,49 @@ void expand(const Bases<S, T>& b, std::int64_t n, const T* X, T* Y, bool add) {
     columns::add_transposed<S, T>(b.data + b.offsets[i], b.r[i], int(b.s[i]), int(b.r[i]), X + s_at * k, k, T(1), rest);
     for (std::int64_t j = 0; j < b.s[i]; ++j) (add ? add_row<T> : copy_row<T>)(X + (s_at + j) * k, k, Y + b.skeleton[s_at + j] * k);
     for (std::int64_t j = 0; j < b.r[i]; ++j) (add ? add_row<T> : copy_row<T>)(rest + j * k, k, Y + b.redundant[r_at + j] * k);
+  });
+}
+
+// Y[rows of i] = D_i X[rows of i] for square blocks, one after another
+template <class S, class T>
+void multiply_at(Array<const S, 1> data, Index sizes, Index rows, Array<const T, 2> X, Array<T, 2> Y) {
+  const std::int64_t n = sizes.shape(0), n_rows = std::min(X.shape(0), Y.shape(0)), k = X.shape(1), *at = rows.data();
+  if (X.shape(1) != Y.shape(1)) throw std::invalid_argument("multiply_at: the rows differ in columns");
+  struct Part {
+    std::int64_t first, last, offset, row;
+  };
+  std::vector<Part> parts;
+  std::int64_t offset = 0, row = 0;
+  double gathered = kLeast;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t size = sizes.data()[i];
+    if (size < 0) throw std::invalid_argument("multiply_at: a negative size");
+    if (gathered >= kLeast) {
+      parts.push_back({i, i, offset, row});
+      gathered = 0;
+    }
+    parts.back().last = i + 1;
+    gathered += double(size) * double(size + 1), offset += size * size, row += size;
+  }
+  if (offset != std::int64_t(data.shape(0)) || row != std::int64_t(rows.shape(0)))
+    throw std::invalid_argument("multiply_at: sizes of the blocks do not match");
+  for (std::int64_t j = 0; j < row; ++j)
+    if (at[j] < 0 || at[j] >= n_rows) throw std::invalid_argument("multiply_at: a row lies outside");
+  if (k == 0) return;
+  nb::gil_scoped_release release;
+  for_each_task(std::int64_t(parts.size()), double(offset) * columns::effort(int(k)), [&](std::int64_t t) {
+    thread_local std::vector<T> scratch;
+    std::int64_t from = parts[t].offset, first = parts[t].row;
+    for (std::int64_t i = parts[t].first; i < parts[t].last; ++i) {
+      const std::int64_t size = sizes.data()[i];
+      if (std::int64_t(scratch.size()) < 2 * size * k) scratch.resize(2 * size * k);
+      T *x = scratch.data(), *y = x + size * k;
+      gather(X.data(), at + first, size, int(k), x);
+      std::fill(y, y + size * k, T(0));
+      columns::add_product<S, T>(data.data() + from, size, int(size), int(size), x, int(k), T(1), y);
+      for (std::int64_t j = 0; j < size; ++j) copy_row(y + j * k, int(k), Y.data() + at[first + j] * k);
+      from += size * size, first += size;
+    }
   });
 }
 
@@ -140,6 +198,8 @@ void define(nb::module_& m) {
   m.def("expand_rows", &expand_rows<S, T>, nb::arg("data").noconvert(), nb::arg("s").noconvert(), nb::arg("r").noconvert(),
         nb::arg("offsets").noconvert(), nb::arg("skeleton").noconvert(), nb::arg("redundant").noconvert(), nb::arg("X").noconvert(),
         nb::arg("Y").noconvert(), nb::arg("add"));
+  m.def("multiply_at", &multiply_at<S, T>, nb::arg("data").noconvert(), nb::arg("sizes").noconvert(), nb::arg("rows").noconvert(),
+        nb::arg("X").noconvert(), nb::arg("Y").noconvert());
 }
 
 // to[i] = from[index[i]], rows of bytes

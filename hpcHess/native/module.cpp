@@ -10,6 +10,7 @@ void bind_sweep(nanobind::module_&);
 void bind_solve(nanobind::module_&);
 void bind_entries(nanobind::module_&);
 void bind_normal(nanobind::module_&);
+void bind_memory(nanobind::module_&);
 
 NB_MODULE(_native, m) {
   bind_multiply(m);
@@ -21,4 +22,5 @@ NB_MODULE(_native, m) {
   bind_solve(m);
   bind_entries(m);
   bind_normal(m);
+  bind_memory(m);
 }

@@ -94,18 +94,18 @@ void forward(const Block<S>& b, const Team& team, const double* B, double* kept,
   buffer.resize(std::size_t(b.r) * k);
   double* R = buffer.data();
   for (std::int64_t j = 0; j < b.s; ++j) copy(B + b.order[j] * k, kept + j * k, k);
-  team.pieces(b.r, kCols, double(b.s) * b.r * k, [&](std::int64_t first, std::int64_t last) {
+  team.pieces(b.r, kCols, double(b.s) * b.r * columns::effort(k), [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t j = first; j < last; ++j) copy(B + b.order[b.s + j] * k, R + j * k, k);
     add_product(b.T + first, b.r, true, last - first, b.s, kept, R + first * k, k, -1.0);
   });
-  team.pieces(b.a, kCols, double(b.a) * b.r * k, [&](std::int64_t first, std::int64_t last) {
+  team.pieces(b.a, kCols, double(b.a) * b.r * columns::effort(k), [&](std::int64_t first, std::int64_t last) {
     std::fill(z + first * k, z + last * k, 0.0);
     times_transpose(b, R, z, k, first, last);
     for (std::int64_t j = first; j < last; ++j)
       if (b.sign[j] < 0)
         for (int q = 0; q < k; ++q) z[j * k + q] = -z[j * k + q];
   });
-  team.pieces(b.s, kRows, double(b.s) * b.a * k, [&](std::int64_t first, std::int64_t last) {
+  team.pieces(b.s, kRows, double(b.s) * b.a * columns::effort(k), [&](std::int64_t first, std::int64_t last) {
     add_product(b.K + first * b.a, b.a, false, last - first, b.a, z, kept + first * k, k, -1.0);
   });
   std::fill_n(kept + b.s * k, b.d * k, 0.0);
@@ -117,20 +117,20 @@ void backward(const Block<S>& b, const Team& team, const double* kept, const dou
   thread_local std::vector<double> buffer;
   buffer.resize(std::size_t(b.a + b.r + b.s) * k);
   double *z = buffer.data(), *R = z + b.a * k, *J = R + b.r * k;
-  team.pieces(b.a, kCols, double(b.s) * b.a * k, [&](std::int64_t first, std::int64_t last) {
+  team.pieces(b.a, kCols, double(b.s) * b.a * columns::effort(k), [&](std::int64_t first, std::int64_t last) {
     std::fill(z + first * k, z + last * k, 0.0);
     add_product(b.K + first, b.a, true, last - first, b.s, kept, z + first * k, k, -1.0);
     for (std::int64_t j = first; j < last; ++j)
       for (int q = 0; q < k; ++q) z[j * k + q] = state[j * k + q] + b.sign[j] * z[j * k + q];
   });
-  team.pieces(b.r, kRows, double(b.a) * b.r * k, [&](std::int64_t first, std::int64_t last) {
+  team.pieces(b.r, kRows, double(b.a) * b.r * columns::effort(k), [&](std::int64_t first, std::int64_t last) {
     std::fill(R + first * k, R + last * k, 0.0);
     times(b, z, R, k, first, last);
     add_product(b.V + first * b.d, b.d, false, last - first, b.d, kept + b.s * k, R + first * k, k, 1.0);
     for (std::int64_t j = first; j < last; ++j) copy(R + j * k, X + b.order[b.s + j] * k, k);
   });
   std::copy_n(kept, b.s * k, J);
-  team.pieces(b.s, kRows, double(b.s) * b.r * k, [&](std::int64_t first, std::int64_t last) {
+  team.pieces(b.s, kRows, double(b.s) * b.r * columns::effort(k), [&](std::int64_t first, std::int64_t last) {
     add_product(b.T + first * b.r, b.r, false, last - first, b.r, R, J + first * k, k, -1.0);
     for (std::int64_t j = first; j < last; ++j) copy(J + j * k, X + b.order[j] * k, k);
   });
@@ -138,9 +138,10 @@ void backward(const Block<S>& b, const Team& team, const double* kept, const dou
 
 template <class S>
 Level<S> level(Index order, Index s, Index r, Index delayed, Array<const S, 1> T, Array<const double, 1> W,
-               Array<const double, 1> K, Array<const double, 1> V, Array<const double, 1> sign, Array<const std::uint8_t, 1> triangular) {
+               Array<const double, 1> K, Array<const double, 1> V, Array<const double, 1> sign, Array<const std::uint8_t, 1> triangular,
+               Index first_rows, std::int64_t n_rows) {
   const std::size_t n = s.shape(0);
-  if (r.shape(0) != n || delayed.shape(0) != n || triangular.shape(0) != n)
+  if (first_rows.shape(0) < n || r.shape(0) != n || delayed.shape(0) != n || triangular.shape(0) != n)
     throw std::invalid_argument("solve: sizes of the blocks do not match");
   Level<S> l{order.data(), s.data(), r.data(), delayed.data(), T.data(), W.data(), K.data(), V.data(), sign.data(), triangular.data(),
              {}, {}, {}, {}, {}, {}, {}};
@@ -158,7 +159,8 @@ Level<S> level(Index order, Index s, Index r, Index delayed, Array<const S, 1> T
     if ((*starts[j])[n] != sizes[j]) throw std::invalid_argument("solve: sizes of the blocks do not match");
   for (std::size_t i = 0; i < n; ++i)
     for (std::int64_t j = l.c0[i]; j < l.c0[i + 1]; ++j)
-      if (l.order[j] < 0 || l.order[j] >= l.c0[i + 1] - l.c0[i]) throw std::invalid_argument("solve: order is not a permutation");
+      if (first_rows.data()[i] + l.order[j] < 0 || first_rows.data()[i] + l.order[j] >= n_rows)
+        throw std::invalid_argument("solve: a row of a block lies outside the vectors");
   return l;
 }
 
@@ -166,25 +168,21 @@ template <class S>
 std::vector<double> work_of(const Level<S>& l, int k) {
   std::vector<double> work(l.c0.size() - 1);
   for (std::size_t i = 0; i < work.size(); ++i)
-    work[i] = k * (double(l.t0[i + 1] - l.t0[i]) + double(l.k0[i + 1] - l.k0[i]) + 0.5 * double(l.w0[i + 1] - l.w0[i]) +
-                   8.0 * double(l.c0[i + 1] - l.c0[i]));
+    work[i] = columns::effort(k) * (double(l.t0[i + 1] - l.t0[i]) + double(l.k0[i + 1] - l.k0[i]) +
+                                    0.5 * double(l.w0[i + 1] - l.w0[i]) + 8.0 * double(l.c0[i + 1] - l.c0[i]));
   return work;
 }
 
-// B [n, k], block i at row starts[i] → kept [Σ (s + δ), k], z [Σ (r − δ), k]
+// B [n, k], rows starts[i] + order of block i → kept [Σ (s + δ), k], z [Σ (r − δ), k]
 template <class S>
 void solve_forward(Array<const double, 2> B, Index starts, Index order, Index s, Index r, Index delayed, Array<const S, 1> T,
                    Array<const double, 1> W, Array<const double, 1> K, Array<const double, 1> V, Array<const double, 1> sign,
                    Array<const std::uint8_t, 1> triangular, Array<double, 2> kept, Array<double, 2> z) {
-  const Level<S> l = level<S>(order, s, r, delayed, T, W, K, V, sign, triangular);
+  const Level<S> l = level<S>(order, s, r, delayed, T, W, K, V, sign, triangular, starts, B.shape(0));
   const std::size_t n = s.shape(0), k = B.shape(1);
-  if (starts.shape(0) < n || kept.shape(1) != k || z.shape(1) != k || std::int64_t(kept.shape(0)) != l.kept0[n] ||
+  if (kept.shape(1) != k || z.shape(1) != k || std::int64_t(kept.shape(0)) != l.kept0[n] ||
       std::int64_t(z.shape(0)) != l.a0[n])
     throw std::invalid_argument("solve: sizes of the vectors do not match");
-  for (std::size_t i = 0; i < n; ++i) {
-    const std::int64_t first = starts.data()[i], rows = l.s[i] + l.r[i];
-    if (rows && (first < 0 || first + rows > std::int64_t(B.shape(0)))) throw std::invalid_argument("solve: a block lies outside B");
-  }
   if (k == 0) return;
   nb::gil_scoped_release release;
   for_each_block(work_of(l, int(k)), [&](std::int64_t i, const Team& team) {
@@ -192,20 +190,19 @@ void solve_forward(Array<const double, 2> B, Index starts, Index order, Index s,
   });
 }
 
-// kept [Σ (s + δ), k], z [Σ (r − δ), k] → X [Σ (s + r), k]
+// kept [Σ (s + δ), k], z [Σ (r − δ), k] → X [n, k], rows starts[i] + order of block i
 template <class S>
-void solve_backward(Array<const double, 2> kept, Array<const double, 2> z, Index order, Index s, Index r, Index delayed,
-                    Array<const S, 1> T, Array<const double, 1> W, Array<const double, 1> K, Array<const double, 1> V,
+void solve_backward(Array<const double, 2> kept, Array<const double, 2> z, Index starts, Index order, Index s, Index r,
+                    Index delayed, Array<const S, 1> T, Array<const double, 1> W, Array<const double, 1> K, Array<const double, 1> V,
                     Array<const double, 1> sign, Array<const std::uint8_t, 1> triangular, Array<double, 2> X) {
-  const Level<S> l = level<S>(order, s, r, delayed, T, W, K, V, sign, triangular);
+  const Level<S> l = level<S>(order, s, r, delayed, T, W, K, V, sign, triangular, starts, X.shape(0));
   const std::size_t n = s.shape(0), k = X.shape(1);
-  if (kept.shape(1) != k || z.shape(1) != k || std::int64_t(kept.shape(0)) != l.kept0[n] || std::int64_t(z.shape(0)) != l.a0[n] ||
-      std::int64_t(X.shape(0)) != l.c0[n])
+  if (kept.shape(1) != k || z.shape(1) != k || std::int64_t(kept.shape(0)) != l.kept0[n] || std::int64_t(z.shape(0)) != l.a0[n])
     throw std::invalid_argument("solve: sizes of the vectors do not match");
   if (k == 0) return;
   nb::gil_scoped_release release;
   for_each_block(work_of(l, int(k)), [&](std::int64_t i, const Team& team) {
-    backward(block(l, i), team, kept.data() + l.kept0[i] * k, z.data() + l.a0[i] * k, X.data() + l.c0[i] * k, int(k));
+    backward(block(l, i), team, kept.data() + l.kept0[i] * k, z.data() + l.a0[i] * k, X.data() + starts.data()[i] * k, int(k));
   });
 }
 
@@ -245,8 +242,8 @@ void define(nb::module_& m) {
         nb::arg("s").noconvert(), nb::arg("r").noconvert(), nb::arg("delayed").noconvert(), nb::arg("T").noconvert(),
         nb::arg("W").noconvert(), nb::arg("K").noconvert(), nb::arg("V").noconvert(), nb::arg("sign").noconvert(),
         nb::arg("triangular").noconvert(), nb::arg("kept").noconvert(), nb::arg("z").noconvert());
-  m.def("solve_backward", &solve_backward<S>, nb::arg("kept").noconvert(), nb::arg("z").noconvert(), nb::arg("order").noconvert(),
-        nb::arg("s").noconvert(), nb::arg("r").noconvert(), nb::arg("delayed").noconvert(), nb::arg("T").noconvert(),
+  m.def("solve_backward", &solve_backward<S>, nb::arg("kept").noconvert(), nb::arg("z").noconvert(), nb::arg("starts").noconvert(),
+        nb::arg("order").noconvert(), nb::arg("s").noconvert(), nb::arg("r").noconvert(), nb::arg("delayed").noconvert(), nb::arg("T").noconvert(),
         nb::arg("W").noconvert(), nb::arg("K").noconvert(), nb::arg("V").noconvert(), nb::arg("sign").noconvert(),
         nb::arg("triangular").noconvert(), nb::arg("X").noconvert());
 }

@@ -159,3 +159,24 @@ def test_singular_root_raises(name):
     A = hb.Blocks.shaped(np.zeros, [3], [3])
     with pytest.raises(np.linalg.LinAlgError, match="singular"):
         hb.get(name).eliminate(A, np.arange(3), hb.Blocks.shaped(np.zeros, [0], [3]), delay=False)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("k", [1, 9])
+def test_rows_lie_anywhere(name, k):
+    """Gathered from and scattered to rows of a larger array: what moving them before and after gives, other rows untouched."""
+    rng = np.random.default_rng(31)
+    A, order, T, _ = problem(rng, "definite")
+    backend = hb.get(name)
+    elimination = backend.eliminate(A, order, T)
+    n = int(elimination.starts[-1])
+    place = rng.permutation(n + 5)[:n]
+    B = rng.standard_normal((n + 5, k))
+    kept, state = elimination.forward(np.ascontiguousarray(B[place]))
+    there = elimination.forward(B, rows=place[elimination.rows()])
+    assert np.array_equal(there[0], kept) and np.array_equal(there[1], state)
+    into = B.copy()
+    expected = B.copy()
+    expected[place] = elimination.backward(kept, state)
+    elimination.backward(kept, state, rows=place[elimination.rows()], into=into)
+    assert np.array_equal(into, expected)

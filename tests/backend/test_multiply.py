@@ -166,3 +166,22 @@ def test_rows_are_taken(name, dtype, shape):
     found = hb.get(name).take_rows(np.asfortranarray(rows), index)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, rows[index])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("k", [1, 3, 40])
+@pytest.mark.parametrize("stored", [np.float32, np.float64])
+def test_blocks_at_scattered_rows(name, k, stored):
+    """Y[rows] = D X[rows], block by block, against dense products; other rows untouched."""
+    rng = np.random.default_rng(17)
+    sizes = np.array([5, 0, 70, 131])
+    D, n = random_blocks(rng, sizes, sizes, stored), int(sizes.sum())
+    rows = rng.permutation(n + 4)[:n]
+    X, Y = rng.standard_normal((n + 4, k)), rng.standard_normal((n + 4, k))
+    expected, start = Y.copy(), 0
+    for i, size in enumerate(sizes):
+        own = rows[start : start + size]
+        expected[own] = D[i].astype(float) @ X[own]
+        start += size
+    hb.get(name).multiply_at(D, rows, X, Y)
+    assert np.allclose(Y, expected, rtol=0, atol=1e-12)

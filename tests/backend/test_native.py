@@ -110,3 +110,17 @@ def test_arguments_that_would_leave_the_arrays_are_refused():
         native.interpolate(np.zeros((5, 4)), [0, 6], 1.0)
     with pytest.raises(ValueError, match="permutation"):
         native.eliminate(hb.Blocks.shaped(np.zeros, [2], [2]), [0, 2], hb.Blocks.shaped(np.zeros, [1], [1]))
+
+
+def test_memory_of_results_is_kept_and_never_shared(native):
+    a, b = (native.zeros((1 << 15, 4), np.float64) for _ in range(2))
+    a += 1
+    assert not b.any()
+    whole, at = a[3:], a.ctypes.data
+    del a
+    c = native.zeros((1 << 15, 4), np.float64)
+    assert (whole == 1).all() and c.ctypes.data != at
+    del whole
+    places = {at, c.ctypes.data}
+    del c
+    assert native.empty((1 << 15, 4), np.float64).ctypes.data in places
