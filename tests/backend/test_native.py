@@ -112,7 +112,8 @@ def test_arguments_that_would_leave_the_arrays_are_refused():
         native.eliminate(hb.Blocks.shaped(np.zeros, [2], [2]), [0, 2], hb.Blocks.shaped(np.zeros, [1], [1]))
 
 
-def test_memory_of_results_is_kept_and_never_shared(native):
+def test_memory_of_results_is_kept_and_never_shared():
+    native = hb.get("native")
     a, b = (native.zeros((1 << 15, 4), np.float64) for _ in range(2))
     a += 1
     assert not b.any()
