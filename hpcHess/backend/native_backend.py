@@ -1,5 +1,7 @@
 """NumPy arrays with the compiled kernels where they are faster."""
 
+import math
+
 import numpy as np
 
 from hpcHess import _native
@@ -27,7 +29,7 @@ def _inspect(W):
 
 def _empty(shape, dtype=np.float64):
     """np.empty; the memory of large arrays is kept for the next ones when they are gone (`native/memory.cpp`)."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     return np.empty(shape, dtype) if size < KEPT else _native.empty(size).view(dtype).reshape(shape)
 
 

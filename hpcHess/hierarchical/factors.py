@@ -35,7 +35,7 @@ class Factors(DirectFactors):
     def __init__(self, matrix, damping, eliminations, kept, backward_error=None):
         self.eliminations, self.kept, self.backend = eliminations, kept, matrix.backend
         comm, depth = matrix.comm, matrix.tree.depth
-        self._leaf_rows = None
+        self._leaf_rows = self._dead = None
         self._root = new_level(comm, 0, depth, None)
         dead = matrix.n_params - matrix.n_alive
         log_abs = comm.allreduce(sum(float(e.log_abs.sum()) for e in eliminations))
@@ -132,8 +132,10 @@ class Factors(DirectFactors):
 
     def _solve_dead(self, B, X):
         """Dead parameters contribute λ alone: x = b / λ."""
-        lo, hi = self.matrix.tree_rows(self.matrix.parameter_starts)
-        dead = np.setdiff1d(np.arange(lo, hi), self.matrix.tree.permutation) - lo
+        if self._dead is None:
+            lo, hi = self.matrix.tree_rows(self.matrix.parameter_starts)
+            self._dead = np.setdiff1d(np.arange(lo, hi), self.matrix.tree.permutation) - lo
+        dead = self._dead
         if self.damping > 0:
             X[dead] = B[dead] / self.damping
         elif self.comm.allreduce(int(np.any(B[dead]))):
