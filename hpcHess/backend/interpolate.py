@@ -27,6 +27,15 @@ class Interpolation:
     saturated: np.ndarray
 
 
+def joined(xp, parts):
+    """The `Interpolation` of all pieces from those of some after others, one at least."""
+    if len(parts) == 1:
+        return parts[0]
+    ranks, order, residual, saturated = (np.concatenate([getattr(each, name) for each in parts]) for name in ("ranks", "order", "residual", "saturated"))
+    T = Blocks.shaped(xp.concatenate([each.T.data for each in parts]), ranks, np.concatenate([each.T.cols for each in parts]))
+    return Interpolation(ranks, order, T, residual, saturated)
+
+
 def corrected_tail(tail, r, m, k, n):
     """(tail/√k)·n/(n − r): the expected error of a rank-r fit outside of its n independent samples, ‖·‖_F²/k being their mean square.
 

@@ -9,6 +9,7 @@ from hpcHess.parallel.random import gaussian_rows
 from hpcHess.parallel.replicated import replicated
 
 CONFIDENCE = 0.95
+_ROWS = 1 << 12  # that are in double precision at a time
 NOISE = 1e-13  # of a unit column's ‖·‖²: less than this outside of a space is rounding
 
 
@@ -64,11 +65,14 @@ def error_of_products(comm, exact, approximate, norm_compressed, norm=None):
     Where the Norm is not given it follows from ‖H̃‖_F, which is exact: ‖H‖_F² = ‖H̃‖_F² + E[2⟨H̃g, (H−H̃)g⟩ + ‖(H−H̃)g‖²], with
     a sampling error of the order of the compression error itself.
     """
-    approximate = approximate.astype(np.float64, copy=False)
-    difference = exact.astype(np.float64) - approximate
-    squares = comm.allreduce(np.einsum("ij,ij->j", difference, difference))
+    sums = np.zeros((2, exact.shape[1]))
+    for lo in range(0, len(exact), _ROWS):
+        near = approximate[lo : lo + _ROWS].astype(np.float64, copy=False)
+        difference = exact[lo : lo + _ROWS] - near
+        sums += np.einsum("ij,ij->j", difference, difference), np.einsum("ij,ij->j", near, difference)
+    squares, products = comm.allreduce(sums)
     if norm is None:
-        shifts = squares + 2 * comm.allreduce(np.einsum("ij,ij->j", approximate, difference))
+        shifts = squares + 2 * products
         square = norm_compressed() ** 2 + float(np.mean(shifts))
         spread = 1.96 * float(np.std(shifts, ddof=1)) / np.sqrt(len(shifts))
         norm = Norm(*(float(np.sqrt(max(0.0, square + step))) for step in (0.0, -spread, spread)))

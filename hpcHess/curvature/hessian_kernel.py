@@ -17,7 +17,7 @@ _NUMBERS = 1 << 21  # in the arrays of one sweep
 
 
 class HessianKernel:
-    """B and F for pairs of neurons, numbered through all layers: stored once per host where they fit in `kernel.STORED_BYTES`, else made anew.
+    """B and F for pairs of neurons, numbered through all layers: stored once per host where they fit in 8 · `kernel.STORED_BYTES`, else made anew.
 
     stored   [s, #neurons, n]: B(p, ·) of the neurons p < s, those before the ones with factors that the samples share (`Entries`), or None
     moves    [#p, #hidden, n]: F(·, p) of the neurons p at least two layers below the last
@@ -35,7 +35,7 @@ class HessianKernel:
         self.place = np.arange(self.count)
         n_rows = self.count if samples.M[-1] is None else int(self.starts[max(0, n_layers - 2)])
         n_moves = int(self.starts[max(0, n_layers - 2)])
-        if n_rows and (n_rows * self.count + n_moves * self.n_hidden) * samples.n * samples.dtype.itemsize <= kernel.STORED_BYTES:
+        if n_rows and (n_rows * self.count + n_moves * self.n_hidden) * samples.n * samples.dtype.itemsize <= 8 * kernel.STORED_BYTES:
             self._store(comm, n_rows, n_moves)
 
     def _store(self, comm, n_rows, n_moves):

@@ -4,7 +4,7 @@ import numpy as np
 
 from hpcHess.parallel.shared import HostArray
 
-STORED_BYTES = 1 << 30  # of κ for all pairs, on one host
+STORED_BYTES = 1 << 27  # of κ for all pairs, on one host
 _NUMBERS = 1 << 22  # in the temporaries of making it
 
 

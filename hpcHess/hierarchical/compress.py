@@ -73,6 +73,8 @@ def compress(
     skeletonizer = prepared(operator, tree, near, samples, kernels, dtype, progress)
     search = Search(skeletonizer, rtol, max_rank, probes, progress, norm)
     best, error = search.certified()
+    if best.matrix.format == "hss":  # an FMM matrix's preconditioner is made from the same samples
+        samples.sketch.release()
     with progress.phase("spectral norms"):
         extremes = extreme_eigenvalues(best.matrix, operator, seed)
         spectral = spectral_error(best.matrix, operator, *search.probes)

@@ -4,10 +4,10 @@ import numpy as np
 
 from hpcHess.backend.blocks import Blocks
 from hpcHess.parallel.exchange import Halo, ranges
-from hpcHess.parallel.ownership import starts_of
+from hpcHess.parallel.ownership import neighbours_within, starts_of
 from hpcHess.skeleton.levels import to_parents
 
-_PIECE = 1 << 20  # numbers of an array in float64: nodes, pairs or blocks that are taken together
+_PIECE = 1 << 17  # numbers of an array in float64: nodes, pairs or blocks that are taken together
 
 
 def norm_frobenius(H):
@@ -32,7 +32,7 @@ def norm_frobenius(H):
 def _near_squares(backend, near):
     """Σ ‖D‖² over the own near pairs, both ways."""
     blocks, weights, total = near.blocks, np.where(near.own[:, 0] == near.own[:, 1], 1.0, 2.0), 0.0
-    for first, last in _pieces(blocks.rows * blocks.cols):
+    for first, last in neighbours_within(blocks.rows * blocks.cols, _PIECE):
         squares = np.square(backend.to_host(blocks.data[blocks.offsets[first] : blocks.offsets[last]]), dtype=np.float64)
         total += float(squares @ np.repeat(weights[first:last], np.diff(blocks.offsets[first : last + 1])))
     return total
@@ -42,7 +42,7 @@ def _basis_gram(comm, backend, level, inner):
     """G of the own nodes = P (G_inner (Pᵀ I)); `inner` holds the children's G (None at the leaves, whose inner Gram matrix is I)."""
     xp, (columns, ranks) = backend.xp, (level.own(comm, counts) for counts in (level.columns, level.ranks))
     gram = Blocks.shaped(lambda size: xp.empty(size, np.float64), ranks, ranks)
-    for first, last in _pieces(columns * ranks):
+    for first, last in neighbours_within(columns * ranks, _PIECE):
         at = level.column_starts[first]
         skeleton = level.skeleton_rows[level.skeleton_starts[first] : level.skeleton_starts[last]] - at
         redundant = level.redundant_rows[level.redundant_starts[first] : level.redundant_starts[last]] - at
@@ -67,7 +67,7 @@ def _coupling_squares(comm, backend, level, gram):
     if not halo.empty:
         flat = xp.concatenate([flat, backend.exchanged(comm, halo.fetch, flat[:, None])[:, 0]])
     row_at, col_at = halo.starts(far.own[:, 0]), halo.starts(far.own[:, 1])
-    for first, last in _pieces(np.maximum(far.rows, far.cols) * far.cols):
+    for first, last in neighbours_within(np.maximum(far.rows, far.cols) * far.cols, _PIECE):
         m, n = far.rows[first:last], far.cols[first:last]
         width, rows, cols = int(n.max(initial=0)), starts_of(m)[:-1], starts_of(n)[:-1]
         right = _filled(backend, n, width, _inside(n, n, width), flat[backend.asarray(ranges(col_at[first:last], n * n))])
@@ -90,13 +90,3 @@ def _filled(backend, rows, width, where, values):
 def _inside(rows, cols, width):
     """Where blocks [rows[i] × cols[i]], one below the other in an array of `width` columns, have their numbers."""
     return ranges(np.arange(int(rows.sum())) * width, np.repeat(cols, rows))
-
-
-def _pieces(sizes):
-    """(first, last) of neighbours whose sizes add up to at most `_PIECE`, one at least."""
-    ends, first = np.cumsum(sizes), 0
-    while first < len(sizes):
-        before = ends[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, before + _PIECE, side="right")))
-        yield first, last
-        first = last

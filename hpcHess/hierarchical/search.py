@@ -78,6 +78,7 @@ class Search:
     def certified(self):
         """(the smallest attempt that meets rtol, else the most accurate one; its ErrorEstimate). Collective."""
         for certificate in range(ATTEMPTS):
+            best = None
             best = self._best()
             with self.progress.phase("verification"):
                 G, HG = self.skeletonizer.samples.sketch.fresh(self.n_probes, f"certificate {certificate}")
@@ -93,6 +94,7 @@ class Search:
     def _best(self):
         best, again, progress, budget = None, True, self.progress, self.budget
         while again:
+            levels = matrix = attempt = None  # what the attempt before made, unless it is the best, is not beside the next
             self.attempts += 1
             with progress.phase(f"skeletons (attempt {self.attempts})", self.skeletonizer.tree.depth) as steps:
                 levels, saturation = self.skeletonizer.run(budget.tolerances(), self.max_rank, lambda _: steps.advance())  # noqa: B023

@@ -10,6 +10,15 @@ def starts_of(counts):
     return np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
 
 
+def neighbours_within(sizes, most):
+    """(first, last) of consecutive items whose sizes add up to at most `most`, one item at least; all items in turn."""
+    ends, first = starts_of(sizes), 0
+    while first < len(sizes):
+        last = max(first + 1, int(np.searchsorted(ends, ends[first] + most, side="right")) - 1)
+        yield first, last
+        first = last
+
+
 def row_starts(n_rows, n_ranks):
     """First rows of the contiguous pieces of PETSc's default layout, int64 [n_ranks + 1]."""
     ranks = np.arange(n_ranks + 1, dtype=np.int64)

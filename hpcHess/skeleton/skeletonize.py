@@ -11,13 +11,17 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcHess.backend.blocks import Blocks
+from hpcHess.backend.interpolate import joined
 from hpcHess.parallel.agree import together
 from hpcHess.parallel.exchange import ranges
-from hpcHess.parallel.ownership import starts_of
+from hpcHess.parallel.ownership import neighbours_within, starts_of
 from hpcHess.runtime.errors import InputError
 from hpcHess.skeleton.levels import PairBlocks, new_level, pair_sums, to_parents
 from hpcHess.skeleton.sketch import TOO_LARGE
 from hpcHess.tree.interactions import far_fields
+
+
+_SIDE_BY_SIDE = 1 << 24  # numbers of R whose columns are put side by side, and scaled, at a time
 
 
 @dataclass
@@ -56,7 +60,7 @@ class Skeletonizer:
     (`sketch.SketchSamples`, `rows.RowSamples`, `products.ProductSamples`):
 
         start(skeletonizer)      begin a pass at the leaves
-        at(level, index)         (R [Σ c, k], counts): stacked samples of the own nodes, columns scaled such that ‖R_α‖_F²/k estimates the far
+        at(level, index)         (R [Σ c, k] or a list of its columns' pieces, counts): stacked samples of the own nodes, columns scaled such that ‖R_α‖_F²/k estimates the far
                                  field's ‖·‖_F²; counts float64 [own nodes]: the independent samples in them, inf where R_α is all there is
         grow(level, wanted)      more samples for the nodes with wanted > 0 (int64 [own nodes]); True when another decomposition is worthwhile
         bound                    rank that the samples at hand support where no memory is left for more, else None
@@ -115,21 +119,29 @@ class Skeletonizer:
             enough = np.minimum(enough, max_rank + max(10, max_rank // 3))
         while True:
             R, counts = samples.at(level, index)
-            if lengths is not None:
-                R = R * lengths.astype(R.dtype)
             limit = min((bound for bound in (max_rank, samples.bound) if bound), default=None)
             with together(self.comm):
-                found = self._interpolated(R, columns, tolerance, limit, counts)
+                found = self._interpolated(R if isinstance(R, list) else [R], lengths, columns, tolerance, limit, counts)
             short = (found.ranks > np.minimum(counts - 10, np.ceil(0.75 * counts))) & (counts < enough) & (found.ranks < columns)
             wanted = np.where(short, np.minimum(enough, np.floor(1.5 * counts) + 16), 0).astype(np.int64)
             if not samples.grow(level, wanted):
                 return found
 
-    def _interpolated(self, R, columns, tolerance, limit, counts):
-        try:
-            return self.backend.interpolate(R, starts_of(columns), tolerance, limit, counts)
-        except FloatingPointError:
-            raise InputError(f"samples of the curvature are not finite: entries or products hold NaN or Inf, or overflow; {TOO_LARGE}") from None
+    def _interpolated(self, pieces, lengths, columns, tolerance, limit, counts):
+        """Decompositions of diag(lengths) R, R = `pieces` side by side, of as many nodes at a time as `_SIDE_BY_SIDE` allows."""
+        backend, starts, found = self.backend, starts_of(columns), []
+        width = sum(R.shape[1] for R in pieces)
+        for first, last in list(neighbours_within(columns * width, _SIDE_BY_SIDE)) or [(0, 0)]:
+            rows = slice(int(starts[first]), int(starts[last]))
+            R = pieces[0][rows] if len(pieces) == 1 else backend.xp.concatenate([each[rows] for each in pieces], axis=1)
+            if lengths is not None:
+                R = R * lengths[rows].astype(R.dtype)
+            nodes = slice(first, last)
+            try:
+                found.append(backend.interpolate(R, starts[first : last + 1] - starts[first], tolerance[nodes], limit, counts[nodes]))
+            except FloatingPointError:
+                raise InputError(f"samples of the curvature are not finite: entries or products hold NaN or Inf, or overflow; {TOO_LARGE}") from None
+        return joined(backend.xp, found)
 
     def _couple(self, level, index):
         """Coupling blocks B = H[α̃, β̃] of the level's far pairs."""

@@ -18,7 +18,7 @@ from hpcHess.skeleton.levels import to_parents
 TOO_LARGE = "scale the network, the matrix or the data, or set dtype to float64"
 SPARE = 16  # columns beyond the rows of a node
 OVERSAMPLED = 16  # columns a rank, of a pass that knows ranks: fits to so many samples overestimate their tails little
-PIECE = 144  # columns that are carried up together
+PIECE = 72  # columns that are carried up together
 PRODUCT_BYTES = 1 << 27  # of one N × k block; up to three live at once: Ω, HΩ, HΩ in tree order (and the operator's own)
 
 
@@ -53,6 +53,10 @@ class Sketch:
         for width in np.diff(row_starts(n_more, n_pieces)).tolist() if n_pieces else ():
             self.pieces.append(self._drawn(width, advance))
             self.n_columns, self.n_products = self.n_columns + width, self.n_products + width
+
+    def release(self):
+        """Let go of Y, for good."""
+        self.pieces = []
 
     def omega(self, first, width):
         """Ω of the own rows and of `width` columns from `first`, [n_local, width]."""
@@ -137,16 +141,15 @@ class SketchSamples:
         self.images = None
 
     def at(self, level, index):
-        """R [Σ c, k]; k samples a node, enough for any node of this level if there are so many."""
+        """Pieces of R [Σ c, k]; k samples a node, enough for any node of this level if there are so many."""
         wanted, parts = max(int(level.columns.max(initial=0)) + SPARE, self.enough.get(level.level, 0)), []
         for R in self.sketch.pieces if self.images is None else [R for _, R in self.images]:
             parts.append(self.build.backend.asarray(R)[:, : max(0, wanted)])
             wanted -= R.shape[1]
             if wanted <= 0:
                 break
-        R = parts[0] if len(parts) == 1 else self.build.backend.xp.concatenate(parts, axis=1)
         first, last = level.at(self.build.comm)
-        return R, np.full(last - first, float(R.shape[1]))
+        return parts, np.full(last - first, float(sum(R.shape[1] for R in parts)))
 
     def grow(self, level, wanted):
         """As many further columns as the node that wants most. Collective."""

@@ -1,5 +1,10 @@
 """A limit on memory: blocks of products are made to fit it, what cannot fit is refused with numbers, ranks that are cut for it are told."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -48,8 +53,8 @@ def test_pieces_are_one_sketch(comm):
     sketch.extend(200)
     sketch.extend(7)
     own = sketch.rows
-    assert [Y.shape[1] for Y in sketch.pieces] == [100, 100, 7] and sketch.n_columns == sketch.n_products == 207
-    for (omega, Y), first in zip(sketch.omegas(), (0, 100, 200), strict=True):
+    assert [Y.shape[1] for Y in sketch.pieces] == [67, 67, 66, 7] and sketch.n_columns == sketch.n_products == 207
+    for (omega, Y), first in zip(sketch.omegas(), (0, 67, 134, 200), strict=True):
         everything = gaussian(5, "sketch", np.arange(N), range(first, first + Y.shape[1]), np.float64)
         assert np.array_equal(omega, everything[own])
         assert np.abs(Y - (matrix_named("kernel") @ everything)[own]).max() <= 1e-12 * N
@@ -61,3 +66,40 @@ def test_ranks_that_memory_cuts_are_told(comm, monkeypatch):
     H = compress(WithDiagonal(A, comm), rtol=1e-9, leaf_size=24, dtype="float64")
     assert not H.report["rtol_met"] and any("what the memory allows (40 columns of the sketch)" in line for line in H.report["warnings"])
     assert H.report["error_estimate"]["low"] * 0.8 <= relative(H, A) <= H.report["error_estimate"]["high"] * 1.25
+
+
+
+ALONE = """
+import json, resource
+import numpy as np
+from mpi4py import MPI
+from hpcHess.curvature.gauss_newton import GaussNewton
+from hpcHess.hierarchical.compress import compress
+from hpcHess.networks.network import Network
+from hpcHess.parallel import memory
+before, rng, peaks = memory.resident_bytes(), np.random.default_rng(0), []
+weights = [rng.standard_normal(shape, np.float32) / 20 for shape in ((60, 784), (10, 60))]
+network = Network(weights, [np.zeros(60, np.float32), None], "relu", "cross-entropy")
+H = GaussNewton(network, rng.random((200, 784), np.float32), comm=MPI.COMM_SELF, dtype=np.float32)
+for given in (250_000_000, 0):
+    held = memory.resident_bytes()
+    with memory.at_most(H.comm, given):
+        report = compress(H, rtol=0.5, leaf_size=256, max_rank=32, distance="neuron").report
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peaks.append({"beyond": peak - held, "peak": peak - before})
+needed = 4 * H.n_params * report["sketch_columns"] + report["storage_bytes"] + 4 * 200 * 784
+print(json.dumps({"limited": peaks[0]["beyond"], "free": peaks[1]["peak"], "needed": needed}))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident bytes are Linux's")
+def test_peak_is_bounded(comm):
+    """Resident bytes of a process of its own, one thread, at their peak: 1.5 (stored matrix + sketch + data) + 300 MB at most, a given limit is kept."""
+    if comm.size > 1:
+        pytest.skip("a process of one rank starts MPI itself")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["needed"] > 50e6 and found["limited"] <= 250e6
+    assert found["needed"] < found["free"] <= 1.5 * found["needed"] + 300e6
+    assert found["free"] <= 1.5 * found["needed"] + 150e6, "less is left than 300 MB a rank are meant for"
