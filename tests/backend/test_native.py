@@ -33,14 +33,17 @@ for k in (1, 3, 20, 64):
         Y = np.zeros((1000, k))
         native.multiply(A, rng.standard_normal((1000, k)), [0, 100, 200], Y, [0, 200, 30], transpose)
         sys.stdout.buffer.write(Y.tobytes())
-D = hb.Blocks.shaped(np.zeros, [80] * 6, [80] * 6)
-for i in range(6):
-    G = rng.standard_normal((80, 80))
-    D[i][:] = G @ G.T + np.eye(80)
-T = hb.Blocks.shaped(rng.standard_normal, [30] * 6, [50] * 6)
-factors = native.eliminate(D, np.tile(np.arange(80), 6), T)
-x = factors.backward(*factors.forward(rng.standard_normal((480, 2))))
-sys.stdout.buffer.write(factors.schur.data.tobytes() + factors.log_abs.tobytes() + x.tobytes())
+sizes = [80] * 5 + [620, 700]  # the last ones have all threads for themselves
+D = hb.Blocks.shaped(np.zeros, sizes, sizes)
+for i, size in enumerate(sizes):
+    G = rng.standard_normal((size, size))
+    D[i][:] = G @ G.T / size + np.eye(size)
+T = hb.Blocks.shaped(lambda n: 0.05 * rng.standard_normal(n), [30] * 5 + [300, 280], [50] * 5 + [320, 420])
+factors = native.eliminate(D, np.concatenate([rng.permutation(size) for size in sizes]), T)
+sys.stdout.buffer.write(factors.W.data.tobytes() + factors.K.data.tobytes() + factors.schur.data.tobytes() + factors.log_abs.tobytes())
+for k in (2, 64):
+    x = factors.backward(*factors.forward(rng.standard_normal((sum(sizes), k))))
+    sys.stdout.buffer.write(x.tobytes())
 """
 
 
