@@ -81,8 +81,9 @@ class Search:
             best = None
             best = self._best()
             with self.progress.phase("verification"):
-                G, HG = self.skeletonizer.samples.sketch.fresh(self.n_probes, f"certificate {certificate}")
-                error, _ = estimate_error(best.matrix, G, HG, self.norm)
+                fresh = self.skeletonizer.samples.sketch.fresh(self.n_probes, f"certificate {certificate}")
+                error, _ = estimate_error(best.matrix, *fresh, self.norm)
+                del fresh
             if error.high <= self.rtol or not best.met or not self.budget.tighten(best.share, error.high):
                 break
         return best, error
