@@ -12,7 +12,7 @@ from benchmarks.processes import Failed, Processes
 from benchmarks.scaling_times import BANDWIDTH, CEILING, GEMM
 
 ASKED = {GEMM: 1.8, BANDWIDTH: 1.4}
-ROUNDS, LIMIT = 2, 120
+ROUNDS, LIMIT = 1, 300
 
 
 def measure(options):

@@ -18,6 +18,7 @@ from hpcHess.parallel.ownership import starts_of
 LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "PALS_LOCAL_RANKID")
 THREADS = 256  # of every CUDA block, as in cuda/common.cuh
 NARROW, FEW = 8, 4  # columns up to which a product reads the matrix at the pace of the memory
+MOST = 1 << 14  # CUDA blocks of an elementwise pass
 LARGE = 1024  # rows from which one matrix fills the device: libraries take them one after another
 NULL = None
 
@@ -84,6 +85,26 @@ class CupyBackend(ArrayBackend):
         starts = starts_of(np.array([array.size for array in arrays]))
         whole = self.xp.asarray(np.concatenate([_index(array).reshape(-1) for array in arrays]))
         return whole.nbytes, [whole[int(a) : int(b)] for a, b in zip(starts[:-1], starts[1:])]
+
+    def scale_samples(self, U, s, out=None):
+        out = U if out is None else out
+        if not self._by_samples(U, s, out):
+            return super().scale_samples(U, s, out)
+        (d, k, m), strides = U.shape, [[each // a.dtype.itemsize for each in a.strides] for a in (U, s, out)]
+        grid = (d, min(-(-k * m // THREADS), MOST))
+        self._launch("sweep", f"scale_samples_{U.dtype}", grid, U, *strides[0][:2], s, strides[1][0], out, *strides[2][:2], k, m)
+
+    def softmax_hessian(self, U, p):
+        if not self._by_samples(U, p):
+            return super().softmax_hessian(U, p)
+        (d, k, m), size = U.shape, U.dtype.itemsize
+        u0, u1 = (each // size for each in U.strides[:2])
+        self._launch("sweep", f"softmax_hessian_{U.dtype}", (min(-(-k * m // THREADS), MOST) if d else 0,), U, u0, u1, p, p.strides[0] // size, d, k, m)
+
+    @staticmethod
+    def _by_samples(*arrays):
+        """Whether the samples are contiguous, and all types the same."""
+        return all(each.shape[-1] <= 1 or each.strides[-1] == each.dtype.itemsize for each in arrays) and len({each.dtype for each in arrays}) == 1
 
     def multiply(self, A, X, x_starts, Y, y_starts, transpose=False, alpha=1.0):
         self.multiply_mapped(A, X, x_starts, None, Y, y_starts, None, transpose, alpha)

@@ -8,7 +8,7 @@ every entry, takes 2 n r. A group of blocks is computed for the union of their n
 
 import numpy as np
 
-_INPUTS = 4  # of a block, at most
+_INPUTS = 8  # of a block, at most
 _NEURONS = 16, 512  # of a group, at least and at most
 _FILLED = 0.7  # part of neurons × inputs that a block has, at least
 _SPREAD = 1.3  # neurons of the union, as a multiple of any block's

@@ -41,6 +41,9 @@ def module(code):
     return Module(code)
 
 
+STRIDED = ("scale_samples", "softmax_hessian")  # kernels that are told the strides of their arrays
+
+
 class Module:
     """Compiled kernels of one source; `kernels`: name → parameters."""
 
@@ -91,7 +94,8 @@ class Module:
                     continue
                 if not isinstance(value, np.ndarray) or value.dtype != kind:
                     raise TypeError(f"{where} is {getattr(value, 'dtype', type(value))} for {kind}*")
-                if not value.flags.c_contiguous or (writes and not value.flags.writeable):
+                together = value.flags.c_contiguous or (name.startswith(STRIDED) and value.strides[-1] == value.itemsize)
+                if not together or (writes and not value.flags.writeable):
                     raise TypeError(f"{where} is not contiguous or not writable")
                 cells.append(ctypes.c_void_p(value.ctypes.data))
             else:

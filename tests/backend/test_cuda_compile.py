@@ -19,6 +19,7 @@ KERNELS = {
     "multiply": [f"multiply_{kind}_{pair}" for kind in ("tile", "narrow") for pair in PAIRS],
     "symmetric": [f"symmetric_parts_{pair}" for pair in PAIRS] + [f"add_rows_{kind}" for kind in TYPES],
     "entries": [f"gram_entries_{pair}" for pair in PAIRS],
+    "sweep": [f"{name}_{kind}" for name in ("scale_samples", "softmax_hessian") for kind in TYPES],
     "place": [f"place_{pair}" for pair in PAIRS],
     "interpolate": [f"{name}_{kind}" for name in ("pivoted_qr", "interpolation") for kind in TYPES],
     "eliminate": ["column_squares", *(f"eliminate_definite_{kind}" for kind in TYPES)],

@@ -114,6 +114,27 @@ def test_bases(cupy, k):
         np.testing.assert_allclose(mine, theirs, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 1, 1), (10, 3, 300), (4, 0, 3), (2, 3, 0)])
+def test_passes_over_the_samples(cupy, dtype, shape):
+    """Parts of longer rows too; arrays whose samples do not lie together go another way."""
+    rng, (d, k, m) = np.random.default_rng(4), shape
+    ours, numpy = hb.get("cupy"), hb.get("numpy")
+    U, p = rng.standard_normal((d, k, m + 2)).astype(dtype), rng.random((d, m + 3)).astype(dtype)
+    p /= p.sum(axis=0)
+    for cut in (lambda a: a[..., 1 : m + 1], lambda a: a[..., ::-1][..., :m]):
+        device, expected = ours.asarray(U), U.copy()
+        ours.softmax_hessian(cut(device), cut(ours.asarray(p)))
+        numpy.softmax_hessian(cut(expected), cut(p))
+        np.testing.assert_allclose(ours.to_host(device), expected, rtol=0, atol=20 * np.finfo(dtype).eps)
+        other, there = ours.asarray(np.zeros_like(U)), np.zeros_like(U)
+        ours.scale_samples(cut(device), cut(ours.asarray(p)), out=cut(other))
+        numpy.scale_samples(cut(ours.to_host(device)), cut(p), out=cut(there))
+        assert np.array_equal(ours.to_host(other), there)
+        ours.scale_samples(cut(device), cut(ours.asarray(p)))
+        assert np.array_equal(cut(ours.to_host(device)), cut(there))
+
+
 @pytest.mark.parametrize("transpose", [False, True])
 def test_place(cupy, transpose):
     found = []
