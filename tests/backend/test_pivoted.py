@@ -1,18 +1,19 @@
 """Pivots chosen by sketches, in blocks: errors, ranks against SciPy's greedy pivots, bounded T, the same on every backend and number of threads."""
 
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import scipy.linalg
+from mpi4py import MPI
 
 import hpcHess.backend as hb
 from hpcHess.backend.pivoted import DIRECT, choose_pivots
 from tests.backend.device_arrays import DeviceBackend
 from tests.backend.oracles import BACKENDS
 from tests.backend.test_interpolate import decaying, tails
+from tests.storage.launch import outside_mpi
 
 M, K = DIRECT + 60, DIRECT + 40  # a piece that is factored in blocks
 
@@ -142,10 +143,11 @@ for starts in ([0, 900], [0, 600, 610, 900], [0, 300, 600, 900]):
 """
 
 
+@pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts its own processes")
 def test_threads_change_no_bit():
     said = []
     for threads in ("1", "2", "3"):
-        environment = os.environ | {"OMP_NUM_THREADS": threads}
+        environment = outside_mpi() | {"OMP_NUM_THREADS": threads}
         said.append(subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, check=True).stdout)
     assert said[0] and said[0] == said[1] == said[2]
 
