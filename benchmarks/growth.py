@@ -65,7 +65,10 @@ def build_parser():
 
 def main():
     """A process for every size: peaks of memory are of that size alone."""
-    args = build_parser().parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
+    if min(args.samples, args.leaf_size, args.threads) < 1 or args.max_rank < 0 or not 0 < args.rtol < 1:
+        parser.error("--samples, --leaf-size and --threads must be at least 1, --max-rank at least 0, --rtol between 0 and 1")
     if args.one:
         print(json.dumps(measured(args.one, args.samples, args.leaf_size, args.max_rank, args.rtol)))
         return

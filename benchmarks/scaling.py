@@ -39,11 +39,19 @@ def main(arguments=None):
     parser.add_argument("--write", action="store_true", help=f"with --counts: the table into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--output", metavar="FILE.json")
     args = parser.parse_args(arguments)
+    if args.rounds < 1 or any(each < 1 for each in args.ranks or ()):
+        parser.error("--rounds and --ranks must be at least 1")
+    if (args.page or args.write) and not args.counts:
+        parser.error("--page and --write are of --counts")
+    if args.tiny and args.write:
+        parser.error("--tiny does not make the page: leave out --write")
     args.ranks = args.ranks or (COUNTED if args.counts else (1, 2))
-    store = Path(args.output or RESULTS / f"scaling{'-counts' if args.counts else ''}.json").absolute()
+    store = Path(args.output or RESULTS / f"scaling{'-counts' if args.counts else ''}{'-tiny' if args.tiny else ''}.json").absolute()
     store.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if args.page and store.exists():
+        if args.page:
+            if not store.exists():
+                parser.error(f"{store} is not there: leave out --page to measure")
             found = json.loads(store.read_text("utf-8"))
         else:
             found = counts(args.ranks, args.tiny) if args.counts else times(tuple(args.ranks), args.tiny, args.rounds)

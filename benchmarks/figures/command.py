@@ -48,9 +48,13 @@ def main(arguments=None):
         parser.error("--tiny does not make the page: leave out --write")
     if args.clock == "cpu" and args.threads > 1:
         parser.error("--clock cpu counts all threads together: use it with --threads 1")
+    if args.threads < 1 or not args.seconds > 0 or not args.limit > 0:
+        parser.error("--threads must be at least 1, --seconds and --limit larger than 0")
     store = Path(args.output).absolute() if args.output else RESULTS.with_name("figures-tiny.json") if args.tiny else RESULTS
     if args.page:
-        known = json.loads(store.read_text("utf-8")) if store.exists() else {}
+        if not store.exists():
+            parser.error(f"{store} is not there: leave out --page to measure")
+        known = json.loads(store.read_text("utf-8"))
         documents = [known[name] for name in names if name in known]
         for found in documents:
             show(found)
